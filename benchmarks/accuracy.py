@@ -1,0 +1,113 @@
+"""Stock against rep on one data set: the same schedule from scratch, several seeds, one process a run.
+
+    python benchmarks/accuracy.py path/to/data.yaml --seeds 0 1 2 --epochs 40 --imgsz 320
+
+Runs are made in pairs, stock and rep of one seed side by side with one thread each, so that both meet the same load.
+Writes one JSON file with every epoch of every run, and a plot.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from statistics import mean, stdev
+
+METRICS = {"mAP50": "metrics/mAP50(B)", "mAP50-95": "metrics/mAP50-95(B)"}
+
+
+def start(model: str, seed: int, options: argparse.Namespace, runs: Path) -> subprocess.Popen[bytes]:
+    name = f"{Path(model).stem}-seed{seed}"
+    command = [sys.executable, "-m", "yolorep", "train", f"model={model}", f"data={options.data}"]
+    command += [f"imgsz={options.imgsz}", f"epochs={options.epochs}", f"seed={seed}", "device=cpu", "workers=1"]
+    command += [f"project={runs}", f"name={name}", "exist_ok=True", "plots=False"]
+    log = (runs / f"{name}.log").open("wb")
+    environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
+    return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+
+
+def result(model: str, seed: int, runs: Path) -> dict[str, object]:
+    """Every epoch of a finished run; the figures are those of the epoch that the host kept as best.pt."""
+    with (runs / f"{Path(model).stem}-seed{seed}" / "results.csv").open() as file:
+        epochs = [{key.strip(): float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+    best = max(epochs, key=lambda e: 0.1 * e[METRICS["mAP50"]] + 0.9 * e[METRICS["mAP50-95"]])
+    curves = {name: [e[key] for e in epochs] for name, key in METRICS.items()}
+    figures = {name: best[key] for name, key in METRICS.items()}
+    return {"model": model, "seed": seed, **figures, "seconds": epochs[-1]["time"], "curves": curves}
+
+
+def summary(results: list[dict], models: list[str]) -> dict[str, dict]:
+    table = {}
+    for model in models:
+        mine = [r for r in results if r["model"] == model]
+        table[model] = {
+            key: {"mean": mean(r[key] for r in mine), "sd": stdev(r[key] for r in mine) if len(mine) > 1 else None}
+            for key in (*METRICS, "seconds")
+        }
+    return table
+
+
+def plot(results: list[dict], models: list[str], file: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, len(METRICS), figsize=(10, 4), constrained_layout=True)
+    for axis, metric in zip(axes, METRICS, strict=True):
+        for colour, model in zip(("tab:grey", "tab:blue"), models, strict=False):
+            for run in (r for r in results if r["model"] == model):
+                curve = run["curves"][metric]
+                label = Path(model).stem if run["seed"] == results[0]["seed"] else None
+                axis.plot(range(1, len(curve) + 1), curve, color=colour, alpha=0.7, label=label)
+        axis.set(xlabel="epoch", ylabel=metric, title=metric)
+        axis.grid(alpha=0.3)
+        axis.legend()
+    figure.savefig(file, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data")
+    parser.add_argument("--models", nargs="+", default=["yolov5n.yaml", "yolov5n-rep.yaml"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--imgsz", type=int, default=320)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--runs", type=Path, default=Path("runs/accuracy"))
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "accuracy.json")
+    options = parser.parse_args()
+    runs = options.runs.resolve()
+    runs.mkdir(parents=True, exist_ok=True)
+    results, begun = [], time.time()
+    for seed in options.seeds:
+        for process in [start(model, seed, options, runs) for model in options.models]:
+            if process.wait():
+                sys.exit(f"a run of seed {seed} failed; its log is in {runs}")
+        results += [result(model, seed, runs) for model in options.models]
+    packages = {name: version(name) for name in ("yolorep", "ultralytics", "torch", "numpy")}
+    record = {
+        "date": date.today().isoformat(),
+        "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
+        "python": platform.python_version(),
+        "packages": packages,
+        "schedule": {"epochs": options.epochs, "imgsz": options.imgsz, "data": Path(options.data).parent.name},
+        "hours": (time.time() - begun) / 3600,
+        "summary": summary(results, options.models),
+        "runs": results,
+    }
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(record, indent=1) + "\n")
+    plot(results, options.models, options.out.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,27 @@
+"""Structural re-parameterization for YOLO: train with many branches, ship a plain YOLO."""
+
+from yolorep._version import __version__
+from yolorep.blocks import C3, Bottleneck, Conv_C3
+from yolorep.errors import BlockError, CheckpointError, FoldError, HostError, VerifyError, YolorepError
+from yolorep.fold import fold
+from yolorep.hosts import install as _install
+from yolorep.surgery import deploy, expand
+
+
+
+__all__ = [
+    "BlockError",
+    "Bottleneck",
+    "C3",
+    "CheckpointError",
+    "Conv_C3",
+    "FoldError",
+    "HostError",
+    "VerifyError",
+    "YolorepError",
+    "deploy",
+    "expand",
+    "fold",
+]
+
+_install()

@@ -1,0 +1,224 @@
+r"""The algebra of linear convolutional maps, on tensors only.
+
+A `Kernel` is the map ``y = W * x + b`` with its geometry (stride, padding, dilation, groups). Batch normalization in
+evaluation mode, identity, average pooling and channel maps are kernels too, so that whatever a block declares is
+reduced by three operations: `compose` (one after the other), `add` (side by side) and `over` (give channels to a map
+that is defined for any number of them). Every operation is exact: it raises `FoldError` where the result would differ
+anywhere, the border included.
+
+Along one axis the taps of a kernel read the input at the *offsets* ``t * dilation - padding`` (t = 0 .. k-1) from
+``position * stride``. Adding two kernels unites their offsets; composing them adds the offsets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from math import gcd
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+from yolorep.errors import FoldError
+
+Pair = tuple[int, int]
+AXES = ("height", "width")
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean and variance of a kernel's output, (out,) each, as recorded by the batch norms it was folded from."""
+
+    mean: Tensor
+    var: Tensor
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A convolution as a value.
+
+    weight: (out, in // groups, kh, kw). bias: (out,).
+    With `groups == 0` the kernel is *channel-free*: weight (1, 1, kh, kw), bias (1,), one filter applied to each of any
+    number of channels (an identity, an average pooling); `over` makes it an ordinary kernel.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    stride: Pair = (1, 1)
+    padding: Pair = (0, 0)
+    dilation: Pair = (1, 1)
+    groups: int = 1
+    padding_mode: str = "zeros"
+    moments: Moments | None = None
+
+    @property
+    def size(self) -> Pair:
+        return self.weight.shape[2], self.weight.shape[3]
+
+    @property
+    def in_channels(self) -> int:
+        return self.weight.shape[1] * self.groups
+
+    @property
+    def out_channels(self) -> int:
+        return self.weight.shape[0]
+
+    def over(self, channels: int) -> Kernel:
+        """A channel-free kernel as the depthwise kernel over `channels` channels; any other kernel unchanged."""
+        if self.groups:
+            return self
+        return replace(
+            self, weight=self.weight.repeat(channels, 1, 1, 1), bias=self.bias.repeat(channels), groups=channels
+        )
+
+
+def compose(first: Kernel, second: Kernel) -> Kernel:
+    """The kernel of ``second(first(x))``.
+
+    The second map pads the *output* of the first. That equals padding the input only where the first is pointwise and
+    maps zero to zero (zero padding), or is pointwise at stride 1 (reflecting, replicating or circular padding).
+
+    Raises:
+        FoldError: the channels do not meet, or the border would not be exact.
+    """
+    if first.groups or second.groups:
+        first = first.over(second.in_channels)
+        second = second.over(first.out_channels)
+    if first.out_channels != second.in_channels:
+        raise FoldError(f"a map to {first.out_channels} channels is followed by one from {second.in_channels}")
+    mode = _composed_padding_mode(first, second)
+    free = not first.groups
+    groups = 0 if free else gcd(first.groups, second.groups)
+    w1, w2 = (first.weight, second.weight) if free else (regroup(first, groups), regroup(second, groups))
+    parts = max(groups, 1)
+    grid = [_composed_axis(first, second, axis) for axis in (0, 1)]
+    (height, step1h, step2h, dh), (width, step1w, step2w, dw) = grid
+    out, mid, cin = w2.shape[0] // parts, w2.shape[1], w1.shape[1]
+    w1, w2 = w1.reshape(parts, mid, cin, *first.size), w2.reshape(parts, out, mid, *second.size)
+    weight = w1.new_zeros(parts, out, cin, height, width)
+    for i in range(second.size[0]):
+        for j in range(second.size[1]):
+            rows = slice(i * step2h, i * step2h + (first.size[0] - 1) * step1h + 1, step1h)
+            cols = slice(j * step2w, j * step2w + (first.size[1] - 1) * step1w + 1, step1w)
+            weight[..., rows, cols] += torch.einsum("gom,gmchw->gochw", w2[..., i, j], w1)
+    bias = torch.einsum("gom,gm->go", w2.sum((-2, -1)), first.bias.reshape(parts, mid)).flatten() + second.bias
+    return Kernel(
+        weight.flatten(0, 1),
+        bias,
+        stride=_pair(lambda a: first.stride[a] * second.stride[a]),
+        padding=_pair(lambda a: first.padding[a] + first.stride[a] * second.padding[a]),
+        dilation=(dh, dw),
+        groups=groups,
+        padding_mode=mode,
+        moments=second.moments,
+    )
+
+
+def add(kernels: list[Kernel]) -> Kernel:
+    """The kernel of ``sum(k(x) for k in kernels)``.
+
+    Raises:
+        FoldError: the kernels differ in channels, stride or output size, or pad the same border differently.
+    """
+    sized = next((k for k in kernels if k.groups), None)
+    if sized is not None:
+        kernels = [k.over(sized.in_channels) for k in kernels]
+    shapes = {(k.in_channels, k.out_channels) for k in kernels}
+    if len(shapes) > 1:
+        raise FoldError(f"branches map different channels (in, out): {sorted(shapes)}")
+    if len({k.stride for k in kernels}) > 1:
+        raise FoldError(f"branches have different strides: {sorted({k.stride for k in kernels})}")
+    modes = {k.padding_mode for k in kernels if any(k.padding)}
+    if len(modes) > 1:
+        raise FoldError(f"branches pad the border differently: {sorted(modes)}")
+    groups = gcd(*(k.groups for k in kernels)) if sized is not None else 0
+    grid = [_union_axis(kernels, axis) for axis in (0, 1)]
+    padding, dilation = _pair(lambda a: grid[a][1]), _pair(lambda a: grid[a][2])
+    weights = [regroup(k, groups) for k in kernels]
+    weight = weights[0].new_zeros(*weights[0].shape[:2], grid[0][0], grid[1][0])
+    for kernel, part in zip(kernels, weights, strict=True):
+        rows, cols = (_taps(kernel, axis, grid[axis]) for axis in (0, 1))
+        weight[..., rows, cols] += part
+    bias = torch.stack([k.bias for k in kernels]).sum(0)
+    mode = modes.pop() if modes else "zeros"
+    return Kernel(weight, bias, kernels[0].stride, padding, dilation, groups, mode, _added_moments(kernels))
+
+
+def regroup(kernel: Kernel, groups: int) -> Tensor:
+    """The kernel's weight written with fewer groups: (out, in // groups, kh, kw), zero between the old groups."""
+    if groups == kernel.groups:
+        return kernel.weight
+    inside = kernel.groups // groups  # old groups within each new one
+    out, per_group = kernel.out_channels // kernel.groups, kernel.weight.shape[1]
+    blocks = kernel.weight.reshape(groups, inside, out, per_group, *kernel.size)
+    weight = blocks.new_zeros(groups, inside, out, inside, per_group, *kernel.size)
+    diagonal = torch.arange(inside, device=weight.device)
+    weight[:, diagonal, :, diagonal] = blocks.transpose(0, 1)
+    return weight.reshape(kernel.out_channels, inside * per_group, *kernel.size)
+
+
+def has_values(tensor: Tensor) -> bool:
+    """False for meta and fake tensors, whose shapes and devices can be followed but whose values cannot be read."""
+    return not tensor.is_meta and not isinstance(tensor, FakeTensor)
+
+
+def _pair(value: Callable[[int], int]) -> Pair:
+    return value(0), value(1)
+
+
+def _composed_axis(first: Kernel, second: Kernel, axis: int) -> tuple[int, int, int, int]:
+    """(taps, step of the first's taps, step of the second's, dilation) of the composed kernel along one axis."""
+    reach1, reach2 = first.dilation[axis], first.stride[axis] * second.dilation[axis]
+    many1, many2 = first.size[axis] > 1, second.size[axis] > 1
+    dilation = gcd(reach1 * many1, reach2 * many2) or 1
+    span = (first.size[axis] - 1) * reach1 + (second.size[axis] - 1) * reach2
+    return span // dilation + 1, max(reach1 // dilation, 1), max(reach2 // dilation, 1), dilation
+
+
+def _composed_padding_mode(first: Kernel, second: Kernel) -> str:
+    for axis, name in enumerate(AXES):
+        if not second.padding[axis]:
+            continue
+        if first.size[axis] > 1 or first.padding[axis]:
+            raise FoldError(f"a padded kernel over the {name} follows one that is not pointwise: not exact at the border")
+        if second.padding_mode == "zeros" and has_values(first.bias) and bool((first.bias != 0).any()):
+            raise FoldError(
+                "a zero-padded kernel follows a map with a bias: not exact at the border; "
+                "pad before the bias is added (padding on the first convolution, or BNPad2d)"
+            )
+        if second.padding_mode != "zeros" and first.stride[axis] > 1:
+            raise FoldError(f"{second.padding_mode} padding after a stride of {first.stride[axis]} does not compose")
+    modes = {k.padding_mode for k in (first, second) if any(k.padding)}
+    if len(modes) > 1:
+        raise FoldError(f"maps in sequence pad the border differently: {sorted(modes)}")
+    return modes.pop() if modes else "zeros"
+
+
+def _union_axis(kernels: list[Kernel], axis: int) -> tuple[int, int, int]:
+    """(size, padding, dilation) of the smallest kernel that has every tap of `kernels` along one axis."""
+    shrink = {k.dilation[axis] * (k.size[axis] - 1) - 2 * k.padding[axis] for k in kernels}
+    if len(shrink) > 1:
+        raise FoldError(f"branches have outputs of different {AXES[axis]}")
+    starts = [-k.padding[axis] for k in kernels]
+    first = min(starts)
+    last = max(s + k.dilation[axis] * (k.size[axis] - 1) for s, k in zip(starts, kernels, strict=True))
+    steps = [k.dilation[axis] for k in kernels if k.size[axis] > 1]
+    dilation = gcd(*steps, *(s - first for s in starts)) or 1
+    return (last - first) // dilation + 1, -first, dilation
+
+
+def _taps(kernel: Kernel, axis: int, grid: tuple[int, int, int]) -> slice:
+    """Where the taps of `kernel` lie on a (size, padding, dilation) grid along one axis."""
+    _, padding, dilation = grid
+    start = (padding - kernel.padding[axis]) // dilation
+    step = max(kernel.dilation[axis] // dilation, 1) if kernel.size[axis] > 1 else 1
+    return slice(start, start + step * (kernel.size[axis] - 1) + 1, step)
+
+
+def _added_moments(kernels: list[Kernel]) -> Moments | None:
+    """Moments of a sum: the means add exactly, the variances as far as the branches are uncorrelated."""
+    known = [k.moments for k in kernels if k.moments is not None]
+    if len(known) < len(kernels):
+        return None
+    return Moments(torch.stack([m.mean for m in known]).sum(0), torch.stack([m.var for m in known]).sum(0))

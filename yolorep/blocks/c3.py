@@ -1,0 +1,76 @@
+"""`Bottleneck` and `C3` of YOLOv5 with over-parameterized convolutions, for use with torch alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from yolorep.blocks.conv_c3 import Conv_C3, switch_
+
+
+class Bottleneck(nn.Module):
+    """x + cv2(cv1(x)), or without the shortcut cv2(cv1(x)); (batch, c1, h, w) to (batch, c2, h, w).
+
+    c1, c2: input and output channels. shortcut: add the input where c1 == c2. g: groups of the second convolution.
+    e: hidden channels as a share of c2. k: kernel sizes; (1, 3) deploys to exactly YOLOv5's layer, (3, 3) to a heavier
+    one. rep: `block`, `identity` and `se` of both convolutions.
+    """
+
+    def __init__(
+        self,
+        c1: int,
+        c2: int,
+        shortcut: bool = True,
+        g: int = 1,
+        e: float = 0.5,
+        k: tuple[int, int] = (1, 3),
+        **rep: Any,
+    ) -> None:
+        super().__init__()
+        hidden = int(c2 * e)
+        self.cv1 = Conv_C3(c1, hidden, k[0], **rep)
+        self.cv2 = Conv_C3(hidden, c2, k[1], g=g, **rep)
+        self.add = shortcut and c1 == c2
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.cv2(self.cv1(x))
+        return x + y if self.add else y
+
+    def _switch_to_deploy(self) -> None:
+        """Fold both convolutions in place. Raises FoldError as `Conv_C3._switch_to_deploy`."""
+        switch_(self)
+
+
+class C3(nn.Module):
+    """CSP bottleneck with three convolutions: cv3([m(cv1(x)), cv2(x)]); (batch, c1, h, w) to (batch, c2, h, w).
+
+    n: number of bottlenecks. The other arguments are those of `Bottleneck`, whose convolutions are the ones that get
+    branches; cv1, cv2 and cv3 are plain.
+    """
+
+    def __init__(
+        self,
+        c1: int,
+        c2: int,
+        n: int = 1,
+        shortcut: bool = True,
+        g: int = 1,
+        e: float = 0.5,
+        k: tuple[int, int] = (1, 3),
+        **rep: Any,
+    ) -> None:
+        super().__init__()
+        hidden = int(c2 * e)
+        self.cv1 = Conv_C3(c1, hidden, 1, block="plain")
+        self.cv2 = Conv_C3(c1, hidden, 1, block="plain")
+        self.cv3 = Conv_C3(2 * hidden, c2, 1, block="plain")
+        self.m = nn.Sequential(*(Bottleneck(hidden, hidden, shortcut, g, 1.0, k, **rep) for _ in range(n)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.cv3(torch.cat((self.m(self.cv1(x)), self.cv2(x)), 1))
+
+    def _switch_to_deploy(self) -> None:
+        """Fold every convolution, those of the bottlenecks included, in place. Raises FoldError likewise."""
+        switch_(self)

@@ -1,0 +1,160 @@
+"""`Conv_C3`: the over-parameterized form of YOLO's convolution + batch norm + activation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from yolorep.algebra import Kernel
+from yolorep.blocks.linear import Sum
+from yolorep.blocks.registry import BLOCKS, Site, check_options, zero_gain_
+from yolorep.errors import FoldError
+from yolorep.fold import kernel_of, to_conv
+
+BRANCH = "branch_"
+
+
+class Conv_C3(nn.Module):
+    """y = act(BN(conv(x)) + the block's extra branches), (batch, c1, h, w) to (batch, c2, h', w').
+
+    The dense branch has YOLO's own names, `conv` and `bn`, so that a stock state dict loads: branches that it does not
+    hold are then silenced and the function is the stock one. `_switch_to_deploy` leaves one convolution and `act`.
+
+    c1, c2: input and output channels. k: kernel size, odd. s: stride. p: padding, 'same' if None. g: groups.
+    d: dilation. act: True for SiLU, False for none, or a module.
+    block: the declared set of branches (`yolorep blocks` lists them). identity: how the input reaches the output where
+    their shapes differ: 'auto', 'conv', 'average', 'select', 'interpolate' or 'none'. se: squeeze-and-excitation after
+    the sum (arXiv 1709.01507), which stays when the branches are folded.
+
+    Raises:
+        BlockError: an unknown block or identity, or a shape beside which the branches do not fit.
+    """
+
+    default_act: nn.Module = nn.SiLU()
+
+    def __init__(
+        self,
+        c1: int,
+        c2: int,
+        k: int = 3,
+        s: int = 1,
+        p: int | None = None,
+        g: int = 1,
+        d: int = 1,
+        act: bool | nn.Module = True,
+        *,
+        block: str = "repvgg",
+        identity: str = "auto",
+        se: bool = False,
+    ) -> None:
+        check_options(block, identity)
+        super().__init__()
+        padding = d * (k - 1) // 2 if p is None else p
+        self.conv = nn.Conv2d(c1, c2, k, s, padding, groups=g, dilation=d, bias=False)
+        self.bn = nn.BatchNorm2d(c2)
+        activation = type(self).default_act if act is True else act if isinstance(act, nn.Module) else nn.Identity()
+        self.act = excited(activation, c2) if se else activation
+        self.attach_(BLOCKS[block](Site(self.conv, self.bn, identity)), block, identity)
+
+    def attach_(self, branches: Mapping[str, nn.Module], block: str, identity: str) -> None:
+        """Put declared branches beside `conv` and `bn`, and remember what they were asked for as."""
+        for name, branch in branches.items():
+            self.add_module(name, branch)
+        self.block, self.identity = block, identity
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        if self.deployed:
+            return self.act(y)
+        y = self.bn(y)
+        for _, branch in self.branches():
+            y = y + branch(x)
+        return self.act(y)
+
+    @property
+    def deployed(self) -> bool:
+        """Whether the branches, the batch norm included, have been folded into `conv`."""
+        return "bn" not in self._modules
+
+    def branches(self) -> Iterator[tuple[str, nn.Module]]:
+        """The extra branches by name, the dense one not among them."""
+        return ((name, module) for name, module in self._modules.items() if name.startswith(BRANCH))  # type: ignore[misc]
+
+    def linear_kernel(self) -> Kernel:
+        """Everything before `act` as one kernel, float64.
+
+        Raises:
+            FoldError: a branch does not fold.
+        """
+        if self.deployed:
+            return kernel_of(self.conv)
+        return kernel_of(Sum({"dense": nn.Sequential(self.conv, self.bn), **dict(self.branches())}))
+
+    def _switch_to_deploy(self) -> None:
+        """Replace the branches by the one convolution that computes the same, in place; again does nothing.
+
+        Raises:
+            FoldError: the block is in training mode or does not fold; it is then as it was.
+        """
+        switch_(self)
+
+    def drop_branches_(self) -> None:
+        """Detach everything beside `conv` and `act`."""
+        for name in ("bn", *dict(self.branches())):
+            self._modules.pop(name, None)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        known = f"{prefix}conv.weight" in state_dict
+        if known and not any(key.startswith(prefix + BRANCH) for key in state_dict):
+            for name, branch in self.branches():
+                zero_gain_(branch)
+                # Into the caller's copy, so that a strict load does not miss what a stock checkpoint cannot hold.
+                state_dict.update({f"{prefix}{name}.{key}": value for key, value in branch.state_dict().items()})
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def extra_repr(self) -> str:
+        return "deployed" if self.deployed else f"block={self.block}, identity={self.identity}"
+
+
+@kernel_of.register
+def _(module: Conv_C3) -> Kernel:
+    if not isinstance(module.act, nn.Identity):
+        raise FoldError(f"{type(module.act).__name__} is not linear; _switch_to_deploy() folds up to it", "act")
+    return module.linear_kernel()
+
+
+def switch_(root: nn.Module) -> None:
+    """Fold every `Conv_C3` in `root`, itself included, in place; all of them or, on an error, none.
+
+    Raises:
+        FoldError: a block does not fold; the message begins with its path.
+    """
+    folded = [(block, to_conv(kernel, like=block.conv.weight)) for block, kernel in block_kernels(root)]
+    for block, conv in folded:
+        block.drop_branches_()
+        block.conv = conv.train(block.training)
+
+
+def block_kernels(root: nn.Module) -> list[tuple[Conv_C3, Kernel]]:
+    """Every `Conv_C3` in `root` that still has its branches, with its kernel; nothing is changed.
+
+    Raises:
+        FoldError: a block does not fold; the message begins with its path.
+    """
+    result = []
+    for path, block in root.named_modules():
+        if isinstance(block, Conv_C3) and not block.deployed:
+            try:
+                result.append((block, block.linear_kernel()))
+            except FoldError as error:
+                raise (error.within(path) if path else error) from None
+    return result
+
+
+def excited(activation: nn.Module, channels: int) -> nn.Sequential:
+    """Squeeze-and-excitation with a reduction of 16, then `activation`."""
+    from torchvision.ops import SqueezeExcitation  # only here: torchvision is not light
+
+    return nn.Sequential(SqueezeExcitation(channels, max(channels // 16, 1)), activation)

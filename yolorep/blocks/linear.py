@@ -1,0 +1,104 @@
+"""Linear layers that torch lacks and that blocks are declared with: a sum, a channel map, a padded batch norm."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from yolorep.algebra import Kernel
+from yolorep.errors import BlockError
+from yolorep.fold import exact, kernel_of, sum_of
+
+MAPS = ("average", "select", "interpolate")
+
+
+class Sum(nn.ModuleDict):
+    """y = sum of the named branches of x, each mapping (batch, in, h, w) to the same (batch, out, h', w')."""
+
+    def __init__(self, branches: Mapping[str, nn.Module]) -> None:
+        super().__init__(branches)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return sum(branch(x) for branch in self.values())  # type: ignore[return-value]
+
+
+@kernel_of.register
+def _(module: Sum) -> Kernel:
+    return sum_of(module.items())
+
+
+class ChannelMap(nn.Module):
+    """A fixed linear map from `in_channels` to `out_channels` at every `stride`-th pixel; nothing is learned.
+
+    How an output channel is made from the input's channel axis, resampled to the new length:
+        average: the mean of the adjacent channels it covers. select: its nearest channel. interpolate: linearly
+        between its two neighbours. With as many channels out as in, each of them is the identity.
+
+    Within groups the map is made for one group and repeated, so that no group sees another.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, mode: str, *, stride: int | tuple[int, int] = 1, groups: int = 1
+    ) -> None:
+        super().__init__()
+        if mode not in MAPS:
+            raise BlockError(f"channel map {mode!r} is unknown; accepted: {', '.join(MAPS)}")
+        self.mode, self.stride, self.groups = mode, stride, groups
+        one_group = _channel_matrix(in_channels // groups, out_channels // groups, mode)
+        # Not in the state dict: it is a constant of the shape, and a checkpoint should not be able to change it.
+        self.register_buffer("weight", one_group.repeat(groups, 1)[:, :, None, None], persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight.to(x.dtype), stride=self.stride, groups=self.groups)
+
+    def extra_repr(self) -> str:
+        out, per_group = self.weight.shape[:2]
+        return f"{per_group * self.groups}, {out}, mode={self.mode}, stride={self.stride}, groups={self.groups}"
+
+
+@kernel_of.register
+def _(module: ChannelMap) -> Kernel:
+    weight = exact(module.weight)
+    stride = (module.stride, module.stride) if isinstance(module.stride, int) else module.stride
+    return Kernel(weight, weight.new_zeros(len(weight)), stride=stride, groups=module.groups)
+
+
+class BNPad2d(nn.BatchNorm2d):
+    """Batch normalization that also pads, with the value that it gives to zero: beta - mean * gamma / sigma.
+
+    Between a 1x1 and a kxk convolution it takes the place of "batch norm, then zero padding", which cannot be folded
+    exactly because the border would lack the bias (arXiv 2103.13425, section 3.3).
+    """
+
+    def __init__(self, num_features: int, padding: int, **options) -> None:
+        super().__init__(num_features, **options)
+        self.padding = padding
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        mean, var = self.running_mean, self.running_var
+        border = self.bias - mean * self.weight / torch.sqrt(var + self.eps)
+        p = self.padding
+        framed = F.pad(y - border[:, None, None], (p, p, p, p))
+        return framed + border[:, None, None]
+
+
+@kernel_of.register
+def _(module: BNPad2d) -> Kernel:
+    kernel = kernel_of.dispatch(nn.BatchNorm2d)(module)
+    return Kernel(kernel.weight, kernel.bias, padding=(module.padding,) * 2, groups=kernel.groups)
+
+
+def _channel_matrix(c1: int, c2: int, mode: str) -> Tensor:
+    """(c2, c1): the linear map that resamples the channel axis from c1 to c2, read off the identity."""
+    basis = torch.eye(c1)[:, None]  # each channel alone, as a signal over the channel axis
+    if mode == "average":
+        columns = F.adaptive_avg_pool1d(basis, c2)
+    elif mode == "select":
+        columns = F.interpolate(basis, size=c2, mode="nearest-exact")
+    else:
+        columns = F.interpolate(basis, size=c2, mode="linear", align_corners=False)
+    return columns[:, 0].T.contiguous()

@@ -1,0 +1,225 @@
+"""`fold(module)`: any nest of linear layers as one `nn.Conv2d`, by dispatch on the layer's type.
+
+Arithmetic is done in float64 on the module's device and cast once at the end, so that a deep nest in half precision
+loses no more than its result does. New layer types join with `@kernel_of.register`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import singledispatch
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from yolorep.algebra import Kernel, Moments, add, compose, has_values
+from yolorep.errors import FoldError
+
+
+def fold(module: nn.Module) -> nn.Conv2d:
+    """One convolution that computes what `module` computes in evaluation mode, exactly.
+
+    module: a Conv2d, a batch norm, or any nest of linear layers (see `kernel_of`) that maps
+        (batch, in, height, width) to (batch, out, height', width').
+
+    The result has the dtype, device, memory format and `requires_grad` of the module's own convolution, a bias, and is
+    in evaluation mode. `module` is left as it is.
+
+    Raises:
+        FoldError: `module` is in training mode where that matters, is not linear, or is not one convolution at the
+            border; the message begins with the path of the layer at fault.
+    """
+    return to_conv(kernel_of(module), like=_reference(module))
+
+
+def to_conv(kernel: Kernel, like: Tensor | None = None) -> nn.Conv2d:
+    """`kernel` as an `nn.Conv2d` with the dtype, device, memory format and `requires_grad` of the weight `like`.
+
+    Raises:
+        FoldError: the kernel is defined for any number of channels, or overflows the dtype.
+    """
+    if not kernel.groups:
+        raise FoldError("the number of channels is unknown: nothing here has a weight")
+    like = kernel.weight.float() if like is None else like
+    conv = nn.Conv2d(
+        kernel.in_channels,
+        kernel.out_channels,
+        kernel.size,
+        stride=kernel.stride,
+        padding=kernel.padding,
+        dilation=kernel.dilation,
+        groups=kernel.groups,
+        padding_mode=kernel.padding_mode,
+        device="meta",
+    )
+    conv.weight = nn.Parameter(cast(kernel.weight, like), requires_grad=like.requires_grad)
+    conv.bias = nn.Parameter(cast(kernel.bias, like), requires_grad=like.requires_grad)
+    return conv.eval()
+
+
+def cast(exact: Tensor, like: Tensor) -> Tensor:
+    """`exact` in the dtype, on the device and in the memory format of `like`; refuses values the dtype cannot hold.
+
+    Raises:
+        FoldError: a value is not finite, before the cast or after it.
+    """
+    value = exact.detach().to(device=like.device, dtype=like.dtype)
+    if has_values(value) and not bool(torch.isfinite(value).all()):
+        raise FoldError(f"the folded values are not finite in {like.dtype}; fold in a wider type")
+    if value.dim() == 4 and like.dim() == 4 and is_channels_last(like):
+        return value.clone(memory_format=torch.channels_last)
+    return value.clone(memory_format=torch.contiguous_format)
+
+
+@singledispatch
+def kernel_of(module: nn.Module) -> Kernel:
+    """The kernel of one layer or of a nest of them. Accepted: the types registered below and in `yolorep.blocks`."""
+    known = sorted(t.__name__ for t in kernel_of.registry if t is not object)
+    raise FoldError(f"{type(module).__name__} is not a linear layer that folds; accepted: {', '.join(known)}")
+
+
+@kernel_of.register
+def _(module: nn.Conv2d) -> Kernel:
+    weight = exact(module.weight)
+    bias = weight.new_zeros(module.out_channels) if module.bias is None else exact(module.bias)
+    return Kernel(
+        weight,
+        bias,
+        stride=_pair(module.stride),
+        padding=_conv_padding(module),
+        dilation=_pair(module.dilation),
+        groups=module.groups,
+        padding_mode=module.padding_mode,
+    )
+
+
+@kernel_of.register
+def _(module: _BatchNorm) -> Kernel:
+    """y = (x - mean) / sqrt(var + eps) * gamma + beta, one pointwise filter a channel."""
+    if module.training:
+        raise FoldError(f"{type(module).__name__} is in training mode; call .eval() first")
+    if module.running_mean is None or module.running_var is None:
+        raise FoldError(f"{type(module).__name__} keeps no running statistics (track_running_stats=False)")
+    mean, var = exact(module.running_mean), exact(module.running_var)
+    gamma = torch.ones_like(mean) if module.weight is None else exact(module.weight)
+    beta = torch.zeros_like(mean) if module.bias is None else exact(module.bias)
+    scale = gamma / torch.sqrt(var + module.eps)
+    return Kernel(
+        scale.reshape(-1, 1, 1, 1),
+        beta - mean * scale,
+        groups=module.num_features,
+        moments=Moments(beta, scale.square() * var),
+    )
+
+
+@kernel_of.register
+def _(module: nn.Identity) -> Kernel:
+    return Kernel(torch.ones(1, 1, 1, 1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64), groups=0)
+
+
+@kernel_of.register(nn.Dropout)
+@kernel_of.register(nn.Dropout2d)
+def _(module: nn.Module) -> Kernel:
+    if module.training:
+        raise FoldError(f"{type(module).__name__} is in training mode; call .eval() first")
+    return kernel_of(nn.Identity())
+
+
+@kernel_of.register
+def _(module: nn.AvgPool2d) -> Kernel:
+    size, padding = _pair(module.kernel_size), _pair(module.padding)
+    if module.ceil_mode:
+        raise FoldError("AvgPool2d with ceil_mode=True averages fewer values at the border")
+    if any(padding) and not module.count_include_pad:
+        raise FoldError("AvgPool2d with padding and count_include_pad=False averages fewer values at the border")
+    area = module.divisor_override or size[0] * size[1]
+    return Kernel(
+        torch.full((1, 1, *size), 1 / area, dtype=torch.float64),
+        torch.zeros(1, dtype=torch.float64),
+        stride=_pair(module.stride),
+        padding=padding,
+        groups=0,
+    )
+
+
+@kernel_of.register
+def _(module: nn.Sequential) -> Kernel:
+    kernels = children_kernels(module.named_children())
+    if not kernels:
+        return kernel_of(nn.Identity())
+    result = kernels[0][1]
+    for name, kernel in kernels[1:]:
+        try:
+            result = compose(*_together(result, kernel))
+        except FoldError as error:
+            raise error.within(name) from None
+    return result
+
+
+def sum_of(branches: Iterable[tuple[str, nn.Module]]) -> Kernel:
+    """The kernel of the sum of named branches."""
+    kernels = [kernel for _, kernel in children_kernels(branches)]
+    first = next((k for k in kernels if k.groups), kernels[0])
+    return add([_together(first, kernel)[1] for kernel in kernels])
+
+
+def children_kernels(children: Iterable[tuple[str, nn.Module]]) -> list[tuple[str, Kernel]]:
+    """The kernel of each named child; an error is told under the child's name."""
+    result = []
+    for name, child in children:
+        try:
+            result.append((name, kernel_of(child)))
+        except FoldError as error:
+            raise error.within(name) from None
+    return result
+
+
+def exact(tensor: Tensor) -> Tensor:
+    """`tensor` in float64, on its own device (on the CPU where the device has no float64)."""
+    tensor = tensor.detach()
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
+
+
+def is_channels_last(weight: Tensor) -> bool:
+    """Whether a 4-d weight is stored channels_last and not, at the same time, in the default order."""
+    return weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+
+
+def _reference(module: nn.Module) -> Tensor | None:
+    """The weight whose dtype, device and memory format the folded convolution takes: the largest convolution's."""
+    convs = [m.weight for m in module.modules() if isinstance(m, nn.Conv2d)]
+    if convs:
+        return max(convs, key=Tensor.numel)
+    return next(iter(module.parameters()), None)
+
+
+def _together(first: Kernel, second: Kernel) -> tuple[Kernel, Kernel]:
+    """Both kernels on one device: a layer without tensors (identity, pooling) goes where the other one is."""
+    if first.weight.device == second.weight.device:
+        return first, second
+    if not first.groups:
+        return _to(first, second.weight.device), second
+    if not second.groups:
+        return first, _to(second, first.weight.device)
+    raise FoldError(f"layers on different devices: {first.weight.device} and {second.weight.device}")
+
+
+def _to(kernel: Kernel, device: torch.device) -> Kernel:
+    return replace(kernel, weight=kernel.weight.to(device), bias=kernel.bias.to(device))
+
+
+def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[1])
+
+
+def _conv_padding(conv: nn.Conv2d) -> tuple[int, int]:
+    if conv.padding == "valid":
+        return 0, 0
+    if conv.padding != "same":
+        return _pair(conv.padding)
+    total = [d * (k - 1) for d, k in zip(_pair(conv.dilation), _pair(conv.kernel_size), strict=True)]
+    if any(t % 2 for t in total):
+        raise FoldError(f"padding='same' pads an even kernel {tuple(conv.kernel_size)} unevenly")
+    return total[0] // 2, total[1] // 2

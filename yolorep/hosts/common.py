@@ -1,0 +1,35 @@
+"""What the hosts' hooks share."""
+
+from __future__ import annotations
+
+from operator import attrgetter
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from yolorep.errors import HostError
+from yolorep.surgery import deploy, evaluating, rep_blocks
+
+
+def fuse_after_deploy(original: Any, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """`model.fuse()`: rep blocks become stock layers, then the host fuses them as it does its own.
+
+    A host fuses a model in training mode too, with the statistics of evaluation; so are the blocks folded.
+    """
+    if rep_blocks(model):
+        with evaluating(model):
+            deploy(model, inplace=True)
+    return original(model, *args, **kwargs)
+
+
+def require(module: ModuleType, *names: str, supported: str) -> None:
+    """Raises:
+    HostError: `module` lacks one of the dotted names that the hooks replace.
+    """
+    for name in names:
+        try:
+            attrgetter(name)(module)
+        except AttributeError:
+            where = getattr(module, "__file__", None) or module.__name__
+            raise HostError(f"{where} has no {name}, which yolorep hooks; supported: {supported}") from None

@@ -1,0 +1,36 @@
+"""Reversible replacement of a host module's attributes."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+MARK = "__yolorep_original__"
+
+
+class Hooks:
+    """Attributes replaced in one host, put back by `remove`. Replacing an attribute twice does nothing."""
+
+    def __init__(self) -> None:
+        self._replaced: list[tuple[Any, str, Any]] = []
+
+    def wrap(self, owner: Any, name: str, around: Callable[..., Any]) -> None:
+        """Replace the function `owner.name` by one that calls `around(original, *args, **kwargs)`."""
+        original = getattr(owner, name)
+        if hasattr(original, MARK):
+            return
+
+        @functools.wraps(original)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            return around(original, *args, **kwargs)
+
+        setattr(wrapper, MARK, original)
+        self._replaced.append((owner, name, original))
+        setattr(owner, name, wrapper)
+
+    def remove(self) -> None:
+        """Put every original back, the last replaced first."""
+        while self._replaced:
+            owner, name, original = self._replaced.pop()
+            setattr(owner, name, original)
