@@ -8,7 +8,7 @@ import typer
 
 from yolorep.hosts.offline import go_offline
 
-app = typer.Typer(no_args_is_help=True, add_completion=False)
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
