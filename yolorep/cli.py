@@ -1,23 +1,23 @@
-"""The `yolorep` command."""
+"""The `yolorep` command. Each command imports what it needs when it runs, so that `--help` is quick."""
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
-from yolorep.hosts.offline import go_offline
+from yolorep.errors import YolorepError
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Structural re-parameterization for YOLO: train with many branches, ship a plain YOLO.",
+)
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
-
-
-def _ultralytics(mode: str, arguments: list[str]) -> None:
-    go_offline()
-    from ultralytics.cfg import entrypoint
-
-    sys.argv = ["yolo", mode, *arguments]
-    entrypoint()
+Repo = Annotated[Path | None, typer.Option(help="A YOLOv5 tree; by default the working directory, then the yolov5 package.")]
 
 
 @app.command(context_settings=PASS_ON, add_help_option=False)
@@ -28,9 +28,66 @@ def train(context: typer.Context) -> None:
 
 @app.command(context_settings=PASS_ON, add_help_option=False)
 def val(context: typer.Context) -> None:
-    """Validate with ultralytics."""
+    """Validate with ultralytics: ARG=VALUE. A rep checkpoint is re-parameterized by itself."""
     _ultralytics("val", context.args)
 
 
+@app.command(context_settings=PASS_ON, add_help_option=False)
+def predict(context: typer.Context) -> None:
+    """Detect with ultralytics: ARG=VALUE. A rep checkpoint is re-parameterized by itself."""
+    _ultralytics("predict", context.args)
+
+
+@app.command(context_settings=PASS_ON, add_help_option=False)
+def export(context: typer.Context) -> None:
+    """Export with ultralytics: ARG=VALUE. A rep checkpoint is re-parameterized by itself."""
+    _ultralytics("export", context.args)
+
+
+@app.command(context_settings=PASS_ON)
+def yolov5(context: typer.Context, script: str, repo: Repo = None) -> None:
+    """Run an unmodified script of a YOLOv5 tree (train.py, val.py, detect.py, export.py) with rep models known to it."""
+    from yolorep.hosts.launcher import run_script
+
+    run_script(script, context.args, repo)
+
+
+@app.command()
+def patch(
+    directory: Annotated[Path, typer.Argument(help="A YOLOv5 tree.", metavar="DIR")],
+    check: Annotated[bool, typer.Option("--check", help="Only say whether the tree is patched.")] = False,
+    revert: Annotated[bool, typer.Option("--revert", help="Take the patch out again.")] = False,
+) -> None:
+    """Add the one line to a YOLOv5 tree that makes its own scripts know rep models."""
+    from yolorep import patching
+
+    typer.echo(patching.run(directory, check=check, revert=revert))
+
+
+@app.command()
+def blocks() -> None:
+    """List the blocks, and the kinds of identity branch."""
+    from yolorep.blocks import BLOCKS, IDENTITIES
+
+    for name, declaration in sorted(BLOCKS.items()):
+        typer.echo(f"{name:10} {(declaration.__doc__ or '').splitlines()[0]}")
+    typer.echo(f"identity: {', '.join(IDENTITIES)}")
+
+
 def main() -> None:
-    app()
+    """Run the command; an error that yolorep raises on purpose is one sentence and exit code 2."""
+    try:
+        app()
+    except YolorepError as error:
+        typer.secho(f"yolorep: {error}", fg="red", err=True)
+        sys.exit(2)
+
+
+def _ultralytics(mode: str, arguments: list[str]) -> None:
+    from yolorep.hosts.offline import go_offline
+
+    go_offline()
+    from ultralytics.cfg import entrypoint
+
+    sys.argv = ["yolo", mode, *arguments]
+    entrypoint()
