@@ -1,0 +1,80 @@
+"""Fixtures that every test may use: real data where it is present, generated data everywhere, hosts kept offline."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from tests import helpers
+from yolorep.hosts.offline import go_offline
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Before any test module, and so any host, is imported: settings in a temporary folder, and no network."""
+    if "YOLO_CONFIG_DIR" not in os.environ:
+        os.environ["YOLO_CONFIG_DIR"] = folder = tempfile.mkdtemp(prefix="yolorep-config-")
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    go_offline()
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """The same random numbers in every test, whatever ran before it."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data: $YOLOREP_DATA, else ../shared/data from the repository's root. Never written to."""
+    folder = Path(os.environ.get("YOLOREP_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip("no real data: set YOLOREP_DATA to its folder")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bccd(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A private copy of the BCCD data set; its `data.yaml` names the folders beside it."""
+    return _copy(shared_data / "bccd", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def coco128(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A private copy of COCO128; its `data.yaml` names the folders beside it."""
+    return _copy(shared_data / "coco128", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def coco_weights(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A private copy of `yolov5n-coco.pt`, a checkpoint of a YOLOv5 tree trained on COCO."""
+    source = shared_data / "weights" / "yolov5n-coco.pt"
+    if not source.is_file():
+        pytest.skip(f"no {source.name} in the real data")
+    return Path(shutil.copy(source, tmp_path_factory.mktemp("weights")))
+
+
+@pytest.fixture(scope="session")
+def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The `data.yaml` of 8 + 4 generated images, 64 px, with rectangles of two colours, which are the two classes."""
+    return helpers.write_rectangles(tmp_path_factory.mktemp("rectangles"))
+
+
+@pytest.fixture
+def randomize_() -> Callable[[nn.Module], nn.Module]:
+    """`helpers.randomize_`, for tests that need it without an import."""
+    return helpers.randomize_
+
+
+def _copy(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if not source.is_dir():
+        pytest.skip(f"no {source.name} in the real data")
+    return Path(shutil.copytree(source, tmp_path_factory.mktemp("data") / source.name))

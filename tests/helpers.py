@@ -1,0 +1,87 @@
+"""What tests share: random batch norms, relative errors, fresh processes, a generated data set."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+Module = TypeVar("Module", bound=nn.Module)
+
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def randomize_(module: Module, seed: int = 0) -> Module:
+    """Give every batch norm in `module` random statistics, affine (negative gammas too) and an odd eps, as if trained."""
+    random = torch.Generator().manual_seed(seed)
+
+    def uniform(like: Tensor, low: float, high: float) -> Tensor:
+        return (torch.rand(like.shape, generator=random) * (high - low) + low).to(like)
+
+    for index, norm in enumerate(m for m in module.modules() if isinstance(m, _BatchNorm)):
+        norm.eps = (1e-3, 3e-5, 7e-2)[index % 3]
+        with torch.no_grad():
+            if norm.affine:
+                signs = torch.where(uniform(norm.weight, 0, 1) < 0.3, -1.0, 1.0)
+                norm.weight.copy_(uniform(norm.weight, 0.3, 1.5) * signs)
+                norm.bias.copy_(uniform(norm.bias, -1, 1))
+            if norm.track_running_stats:
+                norm.running_mean.copy_(uniform(norm.running_mean, -0.5, 0.5))
+                norm.running_var.copy_(uniform(norm.running_var, 0.3, 2))
+    return module
+
+
+def relative_error(expected: Tensor, got: Tensor) -> float:
+    """The largest difference between two tensors, relative to the largest value expected."""
+    assert expected.shape == got.shape, f"{tuple(expected.shape)} became {tuple(got.shape)}"
+    return float((expected.double() - got.double()).abs().max() / expected.double().abs().max().clamp_min(1e-30))
+
+
+def assert_same(expected: Tensor, got: Tensor) -> None:
+    """Equal within the tolerance of their dtype, relative to the largest value expected."""
+    assert expected.dtype == got.dtype
+    error = relative_error(expected, got)
+    assert error <= TOLERANCE[expected.dtype], f"relative error {error:.2e}"
+
+
+def run_python(code: str, *arguments: object, cwd: Path | None = None, **env: str) -> str:
+    """What `code` prints in a fresh process that finds the package under test; a failure shows its stderr."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]), **env}
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
+
+
+def write_rectangles(folder: Path, train: int = 8, val: int = 4, size: int = 64, seed: int = 0) -> Path:
+    """Generate a detection data set in YOLO layout with the classes 'red' and 'blue', and return its `data.yaml`."""
+    import cv2
+
+    random = np.random.default_rng(seed)
+    colours = ((40, 40, 220), (220, 80, 40))  # BGR
+    for split, count in (("train", train), ("val", val)):
+        images, labels = folder / "images" / split, folder / "labels" / split
+        images.mkdir(parents=True)
+        labels.mkdir(parents=True)
+        for index in range(count):
+            image = random.integers(90, 130, (size, size, 3), dtype=np.uint8)
+            lines = []
+            for kind, colour in enumerate(colours):
+                width, height = random.integers(size // 4, size // 2, 2)
+                left, top = random.integers(0, size - width), random.integers(0, size - height)
+                image[top : top + height, left : left + width] = colour
+                box = (left + width / 2, top + height / 2, width, height)
+                lines.append(" ".join([str(kind), *(f"{value / size:.6f}" for value in box)]))
+            cv2.imwrite(str(images / f"{index}.png"), image)
+            (labels / f"{index}.txt").write_text("\n".join(lines) + "\n")
+    data = folder / "data.yaml"
+    data.write_text(f"path: {folder}\ntrain: images/train\nval: images/val\nnc: 2\nnames: [red, blue]\n")
+    return data
