@@ -6,6 +6,7 @@ from yolorep.errors import BlockError, CheckpointError, FoldError, HostError, Ve
 from yolorep.fold import fold
 from yolorep.hosts import install as _install
 from yolorep.surgery import deploy, expand
+from yolorep.verify import Report, verify
 
 
 
@@ -17,11 +18,13 @@ __all__ = [
     "Conv_C3",
     "FoldError",
     "HostError",
+    "Report",
     "VerifyError",
     "YolorepError",
     "deploy",
     "expand",
     "fold",
+    "verify",
 ]
 
 _install()

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from yolorep.errors import YolorepError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -18,6 +21,11 @@ app = typer.Typer(
 )
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 Repo = Annotated[Path | None, typer.Option(help="A YOLOv5 tree; by default the working directory, then the yolov5 package.")]
+
+Source = Annotated[Path, typer.Argument(metavar="IN", help="A checkpoint (.pt) of ultralytics or YOLOv5.")]
+Out = Annotated[Path, typer.Argument(metavar="OUT", help="The file to write.")]
+Half = Annotated[bool, typer.Option("--half", help="Store float16 instead of float32.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")]
 
 
 @app.command(context_settings=PASS_ON, add_help_option=False)
@@ -65,6 +73,48 @@ def patch(
 
 
 @app.command()
+def expand(
+    source: Source,
+    out: Out,
+    block: Annotated[str, typer.Option(help="Which branches to add; `yolorep blocks` lists them.")] = "repvgg",
+    identity: Annotated[str, typer.Option(help="How the input reaches the output where shapes differ.")] = "auto",
+    select: Annotated[list[str] | None, typer.Option(help="Layer index or name pattern; may be repeated.")] = None,
+    half: Half = False,
+    overwrite: Overwrite = False,
+    repo: Repo = None,
+) -> None:
+    """Give a stock checkpoint extra branches: it computes the same, and is ready to fine-tune."""
+    from yolorep.convert import expand_file
+
+    chosen = [int(s) if s.isdecimal() else s for s in select] if select else None
+    expand_file(source, out, block, identity, chosen, half=half, overwrite=overwrite, repo=repo, console=_console())
+
+
+@app.command()
+def deploy(source: Source, out: Out, half: Half = False, overwrite: Overwrite = False, repo: Repo = None) -> None:
+    """Fold a trained rep checkpoint into a stock one, proven equal before it is written."""
+    from yolorep.convert import deploy_file
+
+    deploy_file(source, out, half=half, overwrite=overwrite, repo=repo, console=_console())
+
+
+@app.command()
+def verify(
+    before: Annotated[Path, typer.Argument(metavar="A")],
+    after: Annotated[Path, typer.Argument(metavar="B")],
+    images: Annotated[Path | None, typer.Option(help="Image or folder: compare the boxes after NMS.")] = None,
+    data: Annotated[Path | None, typer.Option(help="data.yaml: compare the mAP of both.")] = None,
+    imgsz: Annotated[int, typer.Option(help="Image size in pixels, for --images and --data.", min=32)] = 640,
+    repo: Repo = None,
+) -> None:
+    """Compare two checkpoints block by block and end to end; exit code 1 when they differ."""
+    from yolorep.convert import verify_files
+
+    if not verify_files(before, after, images=images, data=data, imgsz=imgsz, repo=repo, console=_console()):
+        raise typer.Exit(1)
+
+
+@app.command()
 def blocks() -> None:
     """List the blocks, and the kinds of identity branch."""
     from yolorep.blocks import BLOCKS, IDENTITIES
@@ -81,6 +131,12 @@ def main() -> None:
     except YolorepError as error:
         typer.secho(f"yolorep: {error}", fg="red", err=True)
         sys.exit(2)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console()
 
 
 def _ultralytics(mode: str, arguments: list[str]) -> None:

@@ -1,0 +1,114 @@
+"""From checkpoint file to checkpoint file: expand, deploy and verify as the command line does them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from torch import nn
+
+from yolorep.errors import CheckpointError, VerifyError
+from yolorep.hosts import checkpoints
+from yolorep.surgery import deploy, expand, rep_blocks
+from yolorep.verify import Report, verify
+
+
+def expand_file(
+    source: Path,
+    out: Path,
+    block: str,
+    identity: str,
+    select: Sequence[str | int] | None,
+    *,
+    half: bool = False,
+    overwrite: bool = False,
+    repo: Path | None = None,
+    console: Console,
+) -> None:
+    """Write the checkpoint with its convolutions expanded; verified before it is written.
+
+    Raises:
+        CheckpointError, HostError, BlockError: the input or an option is not what it takes.
+        VerifyError: the expanded model does not compute the same; nothing is written.
+    """
+    checkpoints.check_target(source, out, overwrite=overwrite)
+    checkpoint = checkpoints.load(source, repo)
+    expanded = expand(checkpoint.model, block, identity=identity, select=select)
+    _accept(verify(checkpoint.model, expanded), console)
+    checkpoints.save(checkpoint, expanded, out, half=half)
+    console.print(f"{len(rep_blocks(expanded))} layers expanded; {_size(checkpoint.model)} → {_size(expanded)}; wrote {out}")
+
+
+def deploy_file(
+    source: Path,
+    out: Path,
+    *,
+    half: bool = False,
+    overwrite: bool = False,
+    repo: Path | None = None,
+    console: Console,
+) -> None:
+    """Write the checkpoint with its rep blocks folded into stock layers; verified before it is written.
+
+    Raises:
+        CheckpointError, HostError, FoldError: the input is not a rep checkpoint, or does not fold.
+        VerifyError: the deployed model does not compute the same; nothing is written.
+    """
+    checkpoints.check_target(source, out, overwrite=overwrite)
+    checkpoint = checkpoints.load(source, repo)
+    blocks = rep_blocks(checkpoint.model)
+    if not blocks:
+        raise CheckpointError(f"{source} has no rep blocks: it is deployed, or stock, already")
+    deployed = deploy(checkpoint.model)
+    _accept(verify(checkpoint.model, deployed), console)
+    checkpoints.save(checkpoint, deployed, out, half=half)
+    console.print(f"{len(blocks)} blocks folded; {_size(checkpoint.model)} → {_size(deployed)}; wrote {out}")
+    ours = sorted({type(m).__name__ for m in deployed.modules() if type(m).__module__.startswith("yolorep")})
+    if ours:
+        console.print(f"note: {', '.join(ours)} stay in the model, so yolorep is needed where it is loaded")
+
+
+def verify_files(
+    before: Path,
+    after: Path,
+    *,
+    images: Path | None = None,
+    data: Path | None = None,
+    imgsz: int = 640,
+    repo: Path | None = None,
+    console: Console,
+) -> bool:
+    """Compare two checkpoints on noise, on images (boxes after NMS) and on a data set (mAP); True if all agree.
+
+    Raises:
+        CheckpointError, HostError, VerifyError: an input is not there, or the two cannot be compared.
+    """
+    report = verify(checkpoints.load(before, repo).model, checkpoints.load(after, repo).model)
+    console.print(report)
+    agree = report.ok
+    if images is not None:
+        from yolorep.hosts.evaluate import compare_boxes
+
+        boxes = compare_boxes(before, after, images, imgsz=imgsz, repo=repo)
+        console.print(str(boxes))
+        agree &= boxes.ok
+    if data is not None:
+        from yolorep.hosts.evaluate import MAP_TOLERANCE, mean_average_precision
+
+        figures = [mean_average_precision(path, data, imgsz=imgsz, repo=repo) for path in (before, after)]
+        for name, a, b in zip(("mAP50", "mAP50-95"), *figures, strict=True):
+            console.print(f"{name:8} {a:.5f} → {b:.5f} ({b - a:+.1e})")
+            agree &= abs(a - b) <= MAP_TOLERANCE
+    return agree
+
+
+def _accept(report: Report, console: Console) -> None:
+    if not report.ok:
+        console.print(report)
+        raise VerifyError(f"error {report.max_rel:.1e} is out of tolerance ({report.tolerance:g}); nothing was written")
+    console.print(f"verified: largest relative error {report.max_rel:.1e} over {len(report.rows) - 1} blocks and end to end")
+
+
+def _size(model: nn.Module) -> str:
+    return f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters"

@@ -1,0 +1,108 @@
+"""Checkpoints of both hosts: read with the host that made them, written atomically and as plain as they were."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safer
+import torch
+from torch import nn
+
+from yolorep.errors import CheckpointError
+from yolorep.hosts.offline import go_offline
+
+YOLOV5_PACKAGES = ("models.", "yolov5.")
+# Kept for resuming the run that wrote them; they belong to the model that is being replaced.
+OF_THE_RUN = ("ema", "updates", "optimizer", "scaler")
+
+
+@dataclass
+class Checkpoint:
+    """A checkpoint file in memory. model: float32, evaluation mode, the averaged (EMA) weights where there are any."""
+
+    path: Path
+    host: str
+    content: dict[str, Any]
+    model: nn.Module
+
+
+def load(path: Path, repo: Path | None = None) -> Checkpoint:
+    """Read a checkpoint of ultralytics or of a YOLOv5 tree. repo: the tree to read the latter with.
+
+    Raises:
+        CheckpointError: no such file, not a checkpoint with a model inside, or of another framework.
+        HostError: the host that it needs is not there.
+    """
+    host = host_of(path)
+    go_offline()
+    if host == "yolov5":
+        from yolorep.hosts.compat import make_runnable
+
+        make_runnable(repo)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=False)
+    except (ImportError, AttributeError) as error:
+        raise CheckpointError(f"{path} needs a class that is not here: {error}") from None
+    content = content if isinstance(content, dict) else {"model": content}
+    model = content.get("ema") or content.get("model")
+    if not isinstance(model, nn.Module):
+        raise CheckpointError(f"{path} holds no model but {type(model).__name__}; accepted: a checkpoint of either host")
+    return Checkpoint(Path(path), host, content, model.float().eval())
+
+
+def host_of(path: Path) -> str:
+    """'ultralytics' or 'yolov5', told from the names in the file without running any of it.
+
+    Raises:
+        CheckpointError: no such file, not a PyTorch checkpoint, or a model of neither host.
+    """
+    if not Path(path).is_file():
+        raise CheckpointError(f"{path} does not exist; accepted: a checkpoint file (.pt) of ultralytics or YOLOv5")
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # whatever a file that is not a zip archive of torch.save makes the reader raise
+        raise CheckpointError(f"{path} is not a PyTorch checkpoint (a file written by torch.save)") from None
+    if any(name.startswith("ultralytics.nn.") for name in names):
+        return "ultralytics"
+    if any(name.startswith(YOLOV5_PACKAGES) for name in names):
+        return "yolov5"
+    raise CheckpointError(f"{path} holds no model of ultralytics or YOLOv5")
+
+
+def save(checkpoint: Checkpoint, model: nn.Module, out: Path, *, half: bool = False) -> None:
+    """Write `checkpoint` with `model` in place of its own; all of the file or none of it.
+
+    half: store float16, as the hosts do, instead of float32.
+
+    Raises:
+        CheckpointError: a value does not fit float16.
+    """
+    if half:
+        model = model.half()
+        wrong = [name for name, value in model.state_dict().items() if not bool(torch.isfinite(value).all())]
+        if wrong:
+            raise CheckpointError(f"{wrong[0]} does not fit float16; write it without --half")
+    content = {key: None if key in OF_THE_RUN else value for key, value in checkpoint.content.items()}
+    content["model"] = model
+    with safer.open(out, "wb", temp_file=True) as file:
+        torch.save(content, file)
+
+
+def check_target(source: Path, out: Path, *, overwrite: bool) -> None:
+    """Raises:
+    CheckpointError: `out` would replace a file, has no folder, or has a name that ultralytics takes for its own.
+    """
+    if out.exists() and (not overwrite or out.resolve() == source.resolve()):
+        raise CheckpointError(f"{out} exists; choose another name, or --overwrite (never for the input itself)")
+    if not out.parent.is_dir():
+        raise CheckpointError(f"{out.parent} is not a folder; create it first")
+    if out.suffix != ".pt":
+        raise CheckpointError(f"{out.name} must end in .pt, or the hosts will not load it")
+    if re.fullmatch(r".*(yolov5[nsmlx]6?|yolov3(-tiny|-spp)?)\.pt", out.name):
+        raise CheckpointError(
+            f"{out.name} is a name that ultralytics replaces by a download ({out.stem}u.pt); choose another, "
+            f"such as {out.stem}-deployed.pt"
+        )

@@ -1,0 +1,136 @@
+"""Two checkpoints on real images: the boxes after NMS, and mAP by the host's own validation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from yolorep.errors import VerifyError
+from yolorep.hosts.checkpoints import host_of
+
+IMAGES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+PIXELS, CONFIDENCE = 0.5, 1e-3  # a box moved by less, with a confidence changed by less, is the same box
+MAP_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class BoxReport:
+    """Boxes of two models on the same images. unmatched: boxes of either that the other does not have."""
+
+    images: int
+    boxes: int
+    unmatched: int
+    max_pixels: float
+    max_confidence: float
+
+    @property
+    def ok(self) -> bool:
+        return not self.unmatched
+
+    def __str__(self) -> str:
+        return (
+            f"{self.boxes} boxes on {self.images} images: {self.unmatched} differ; the others moved by at most "
+            f"{self.max_pixels:.1e} px, their confidence by {self.max_confidence:.1e}"
+        )
+
+
+def compare_boxes(before: Path, after: Path, images: Path, *, imgsz: int, repo: Path | None = None) -> BoxReport:
+    """Detect on every image with both checkpoints, each as it is stored: nothing is folded or fused on the way.
+
+    images: a file or a folder.
+
+    Raises:
+        VerifyError: no image there.
+    """
+    paths = image_files(images)
+    detect = detector(before, imgsz, repo), detector(after, imgsz, repo)
+    unmatched, boxes, pixels, confidence = 0, 0, 0.0, 0.0
+    for path in paths:
+        a, b = detect[0](path), detect[1](path)
+        pairs = match(a, b)
+        boxes += len(a)
+        unmatched += len(a) + len(b) - 2 * len(pairs)
+        for i, j in pairs:
+            pixels = max(pixels, float((a[i, :4] - b[j, :4]).abs().max()))
+            confidence = max(confidence, abs(float(a[i, 4] - b[j, 4])))
+    return BoxReport(len(paths), boxes, unmatched, pixels, confidence)
+
+
+def match(a: Tensor, b: Tensor) -> list[tuple[int, int]]:
+    """Pairs of the same box in two sets of (n, 6) x1, y1, x2, y2, confidence, class; each box at most once."""
+    free, pairs = list(range(len(b))), []
+    for i in range(len(a)):
+        for j in free:
+            moved = float((a[i, :4] - b[j, :4]).abs().max())
+            if a[i, 5] == b[j, 5] and moved < PIXELS and abs(float(a[i, 4] - b[j, 4])) < CONFIDENCE:
+                pairs.append((i, j))
+                free.remove(j)
+                break
+    return pairs
+
+
+def image_files(images: Path) -> list[Path]:
+    """Raises:
+    VerifyError: `images` is neither an image nor a folder with images.
+    """
+    found = [images] if images.is_file() else sorted(p for p in images.rglob("*") if p.suffix.lower() in IMAGES)
+    if not found:
+        raise VerifyError(f"{images} is neither an image nor a folder that holds images ({', '.join(sorted(IMAGES))})")
+    return found
+
+
+def detector(checkpoint: Path, imgsz: int, repo: Path | None = None) -> Callable[[Path], Tensor]:
+    """A function from an image file to its boxes, (n, 6), by the host's own preprocessing and NMS."""
+    return _ultralytics_detector(checkpoint, imgsz) if host_of(checkpoint) == "ultralytics" else _yolov5_detector(checkpoint, imgsz, repo)
+
+
+def mean_average_precision(checkpoint: Path, data: Path, *, imgsz: int, repo: Path | None = None) -> tuple[float, float]:
+    """(mAP50, mAP50-95) of a checkpoint as it is stored, by the host's own validation.
+
+    Raises:
+        VerifyError: no such data file.
+    """
+    if not data.is_file():
+        raise VerifyError(f"{data} does not exist; accepted: a data.yaml of the host")
+    if host_of(checkpoint) == "ultralytics":
+        return _ultralytics_map(checkpoint, data, imgsz)
+    return _yolov5_map(checkpoint, data, imgsz, repo)
+
+
+@contextmanager
+def unfused(base_model: Any) -> Iterator[None]:
+    """Have the host run models as they are stored: its `fuse` does nothing meanwhile."""
+    fuse = base_model.fuse
+    base_model.fuse = lambda model, *args, **kwargs: model
+    try:
+        yield
+    finally:
+        base_model.fuse = fuse
+
+
+def _ultralytics_detector(checkpoint: Path, imgsz: int) -> Callable[[Path], Tensor]:
+    from ultralytics import YOLO
+    from ultralytics.nn.tasks import BaseModel
+
+    model = YOLO(checkpoint)
+
+    def detect(image: Path) -> Tensor:
+        with unfused(BaseModel):
+            return model.predict(image, imgsz=imgsz, verbose=False, save=False)[0].boxes.data.cpu()
+
+    return detect
+
+
+def _ultralytics_map(checkpoint: Path, data: Path, imgsz: int) -> tuple[float, float]:
+    from ultralytics import YOLO
+    from ultralytics.nn.tasks import BaseModel
+
+    with unfused(BaseModel):
+        box = YOLO(checkpoint).val(data=str(data), imgsz=imgsz, verbose=False, plots=False, workers=0).box
+    return float(box.map50), float(box.map)

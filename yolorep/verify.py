@@ -1,0 +1,149 @@
+"""`verify`: do two models compute the same? Block by block on the same inputs, and end to end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from io import StringIO
+from math import isfinite
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from yolorep.errors import VerifyError
+from yolorep.surgery import evaluating, rep_blocks
+
+# Largest error relative to the largest output. Narrower types are reported, not judged.
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
+END_TO_END = "end to end"
+
+
+@dataclass(frozen=True)
+class Row:
+    """Errors of one block, or of the model end to end. max_rel is relative to the largest output before."""
+
+    name: str
+    max_abs: float
+    max_rel: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `verify` found: one row a block, the last end to end. tolerance is None where errors are only reported."""
+
+    rows: tuple[Row, ...]
+    dtype: torch.dtype
+    tolerance: float | None
+
+    @property
+    def max_abs(self) -> float:
+        return max(row.max_abs for row in self.rows)
+
+    @property
+    def max_rel(self) -> float:
+        return max(row.max_rel for row in self.rows)
+
+    @property
+    def ok(self) -> bool:
+        """Whether every error is finite and, where the dtype has a tolerance, within it."""
+        return all(self.passes(row) for row in self.rows)
+
+    def passes(self, row: Row) -> bool:
+        return isfinite(row.max_abs) and (self.tolerance is None or row.max_rel <= self.tolerance)
+
+    def __rich__(self) -> Any:
+        from rich.table import Table
+
+        judged = "reported only" if self.tolerance is None else f"tolerance {self.tolerance:g} relative"
+        table = Table(title=f"{len(self.rows) - 1} blocks, {str(self.dtype).removeprefix('torch.')}, {judged}")
+        table.add_column("layer", overflow="fold")
+        for column in ("max abs", "max relative", ""):
+            table.add_column(column, justify="right")
+        for row in self.rows:
+            table.add_row(row.name, f"{row.max_abs:.2e}", f"{row.max_rel:.2e}", "ok" if self.passes(row) else "FAILS")
+        return table
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        text = StringIO()
+        Console(file=text, width=100).print(self)
+        return text.getvalue()
+
+
+def verify(before: nn.Module, after: nn.Module, x: Tensor | None = None) -> Report:
+    """Compare two models in evaluation mode: each rep block with its counterpart on the same input, then the outputs.
+
+    before, after: models of the same structure, one of which has rep blocks (or neither: then end to end alone).
+    x: input, (batch, channels, height, width); by default two images of noise of a size that suits the strides.
+    Both models are left as they were.
+
+    Raises:
+        VerifyError: the models have different outputs in number or shape, or a block has no counterpart.
+    """
+    x = example_input(before) if x is None else x
+    names = sorted({*rep_blocks(before), *rep_blocks(after)} - {""})
+    rows: list[Row] = []
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(evaluating(before))
+        stack.enter_context(evaluating(after))
+        for name in names:
+            hook = _comparison(name, _counterpart(after, name), rows)
+            stack.callback(_counterpart(before, name).register_forward_hook(hook).remove)
+        expected, got = _tensors(before(x)), _tensors(after(x))
+    if [t.shape for t in expected] != [t.shape for t in got]:
+        raise VerifyError(
+            f"the models have different outputs: {[tuple(t.shape) for t in expected]} and {[tuple(t.shape) for t in got]}"
+        )
+    rows.append(_row(END_TO_END, expected, got))
+    return Report(tuple(rows), x.dtype, TOLERANCE.get(x.dtype))
+
+
+def example_input(model: nn.Module) -> Tensor:
+    """Noise in [0, 1), the same each time: (2, channels, side, side) on the model's device and in its dtype."""
+    weight = next((m.weight for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    if weight is None:
+        raise VerifyError(f"{type(model).__name__} has no convolution to tell the input's channels from; pass x")
+    first = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
+    stride = getattr(model, "stride", None)
+    side = 4 * int(stride.max()) if isinstance(stride, Tensor) else 64
+    noise = torch.rand(2, first.in_channels, side, side, generator=torch.Generator().manual_seed(0))
+    return noise.to(device=weight.device, dtype=weight.dtype)
+
+
+def _counterpart(model: nn.Module, name: str) -> nn.Module:
+    try:
+        return model.get_submodule(name)
+    except AttributeError:
+        raise VerifyError(f"{type(model).__name__} has no layer {name}: the models differ in structure") from None
+
+
+def _comparison(name: str, counterpart: nn.Module, rows: list[Row]) -> Any:
+    def compare(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        rows.append(_row(name, [output], [counterpart(*inputs)]))
+
+    return compare
+
+
+def _row(name: str, expected: list[Tensor], got: list[Tensor]) -> Row:
+    worst_abs, worst_rel = 0.0, 0.0
+    for a, b in zip(expected, got, strict=True):
+        error = float((a.double() - b.double()).abs().max()) if a.numel() else 0.0
+        largest = float(a.double().abs().max()) if a.numel() else 0.0
+        relative = error / largest if largest else error
+        # Not max(): it would lose a NaN.
+        worst_abs = error if not error <= worst_abs else worst_abs
+        worst_rel = relative if not relative <= worst_rel else worst_rel
+    return Row(name, worst_abs, worst_rel)
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    return [leaf for leaf in _leaves(output) if leaf.is_floating_point()]
+
+
+def _leaves(output: Any) -> Iterator[Tensor]:
+    return (leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
