@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def randomize_(module: Module, seed: int = 0) -> Module:
-    """Give every batch norm in `module` random statistics, affine (negative gammas too) and an odd eps, as if trained."""
+    """Give every batch norm in `module` random statistics, affine (negative gammas too) and an odd eps."""
     random = torch.Generator().manual_seed(seed)
 
     def uniform(like: Tensor, low: float, high: float) -> Tensor:
@@ -54,7 +54,8 @@ def assert_same(expected: Tensor, got: Tensor) -> None:
 
 def run_python(code: str, *arguments: object, cwd: Path | None = None, **env: str) -> str:
     """What `code` prints in a fresh process that finds the package under test; a failure shows its stderr."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]), **env}
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "PYTHONPATH": path, **env}
     command = [sys.executable, "-c", code, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]

@@ -58,7 +58,7 @@ class Kernel:
 
     @property
     def in_channels(self) -> int:
-        return self.weight.shape[1] * self.groups
+        return self.weight.shape[1] * max(self.groups, 1)
 
     @property
     def out_channels(self) -> int:
