@@ -42,7 +42,8 @@ def randomize_(module: Module, seed: int = 0) -> Module:
 def relative_error(expected: Tensor, got: Tensor) -> float:
     """The largest difference between two tensors, relative to the largest value expected."""
     assert expected.shape == got.shape, f"{tuple(expected.shape)} became {tuple(got.shape)}"
-    return float((expected.double() - got.double()).abs().max() / expected.double().abs().max().clamp_min(1e-30))
+    expected, got = expected.detach().double(), got.detach().double()
+    return float((expected - got).abs().max() / expected.abs().max().clamp_min(1e-30))
 
 
 def assert_same(expected: Tensor, got: Tensor) -> None:

@@ -31,7 +31,7 @@ def fold(module: nn.Module) -> nn.Conv2d:
         FoldError: `module` is in training mode where that matters, is not linear, or is not one convolution at the
             border; the message begins with the path of the layer at fault.
     """
-    return to_conv(kernel_of(module), like=_reference(module))
+    return to_conv(_layer_kernel(module), like=_reference(module))
 
 
 def to_conv(kernel: Kernel, like: Tensor | None = None) -> nn.Conv2d:
@@ -95,7 +95,8 @@ def _(module: nn.Conv2d) -> Kernel:
     )
 
 
-@kernel_of.register
+@kernel_of.register(nn.SyncBatchNorm)
+@kernel_of.register(_BatchNorm)
 def _(module: _BatchNorm) -> Kernel:
     """y = (x - mean) / sqrt(var + eps) * gamma + beta, one pointwise filter a channel."""
     if module.training:
@@ -161,6 +162,8 @@ def _(module: nn.Sequential) -> Kernel:
 def sum_of(branches: Iterable[tuple[str, nn.Module]]) -> Kernel:
     """The kernel of the sum of named branches."""
     kernels = [kernel for _, kernel in children_kernels(branches)]
+    if not kernels:
+        raise FoldError("a sum with no branch has no output")
     first = next((k for k in kernels if k.groups), kernels[0])
     return add([_together(first, kernel)[1] for kernel in kernels])
 
@@ -170,7 +173,7 @@ def children_kernels(children: Iterable[tuple[str, nn.Module]]) -> list[tuple[st
     result = []
     for name, child in children:
         try:
-            result.append((name, kernel_of(child)))
+            result.append((name, _layer_kernel(child)))
         except FoldError as error:
             raise error.within(name) from None
     return result
@@ -187,12 +190,20 @@ def is_channels_last(weight: Tensor) -> bool:
     return weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
 
 
+def _layer_kernel(module: nn.Module) -> Kernel:
+    """The kernel of a layer, unless a subclass of a known layer computes something else than that layer does."""
+    known = next((kind for kind in type(module).__mro__ if kind in kernel_of.registry and kind is not object), None)
+    if known is not None and type(module).forward is not known.forward:  # type: ignore[attr-defined]
+        raise FoldError(f"{type(module).__name__} is a {known.__name__} with a forward of its own, which may not be linear")
+    return kernel_of(module)
+
+
 def _reference(module: nn.Module) -> Tensor | None:
     """The weight whose dtype, device and memory format the folded convolution takes: the largest convolution's."""
     convs = [m.weight for m in module.modules() if isinstance(m, nn.Conv2d)]
     if convs:
         return max(convs, key=Tensor.numel)
-    return next(iter(module.parameters()), None)
+    return next((t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()), None)
 
 
 def _together(first: Kernel, second: Kernel) -> tuple[Kernel, Kernel]:

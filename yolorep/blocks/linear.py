@@ -80,7 +80,9 @@ class BNPad2d(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         y = super().forward(x)
         mean, var = self.running_mean, self.running_var
-        border = self.bias - mean * self.weight / torch.sqrt(var + self.eps)
+        border = -mean / torch.sqrt(var + self.eps)
+        if self.affine:
+            border = border * self.weight + self.bias
         p = self.padding
         framed = F.pad(y - border[:, None, None], (p, p, p, p))
         return framed + border[:, None, None]
