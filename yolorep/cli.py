@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from yolorep.cli_lists import ListCommand, Precision
 from yolorep.errors import YolorepError
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def export(context: typer.Context) -> None:
     _ultralytics("export", context.args)
 
 
-@app.command(context_settings=PASS_ON)
+@app.command(context_settings={**PASS_ON, "allow_interspersed_args": False})  # after SCRIPT, all is the script's
 def yolov5(context: typer.Context, script: str, repo: Repo = None) -> None:
     """Run an unmodified script of a YOLOv5 tree (train.py, val.py, detect.py, export.py) with rep models known to it."""
     from yolorep.hosts.launcher import run_script
@@ -112,6 +113,29 @@ def verify(
 
     if not verify_files(before, after, images=images, data=data, imgsz=imgsz, repo=repo, console=_console()):
         raise typer.Exit(1)
+
+
+@app.command(cls=ListCommand)
+def bench(
+    what: Annotated[list[str], typer.Argument(metavar="WHAT...", help="Model YAMLs, checkpoints (.pt), names of blocks.")],
+    batch: Annotated[list[int], typer.Option(help="Batch sizes: --batch 1 8.", min=1)] = [1],  # noqa: B006
+    imgsz: Annotated[list[int], typer.Option(help="Pixels: 640 for a model, 64 for a block.", min=1)] = [],  # noqa: B006
+    precision: Annotated[list[Precision], typer.Option(help="Number formats.")] = [Precision.float32],  # noqa: B006
+    channels_last: Annotated[bool, typer.Option("--channels-last", help="Time models in channels_last too.")] = False,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; a GPU if there is one.")] = None,
+    rounds: Annotated[int, typer.Option(help="Samples of each form.", min=2)] = 20,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; by default what torch chooses.", min=1)] = None,
+    channels: Annotated[int, typer.Option(help="Channels of a block, in and out.", min=1)] = 64,
+    out: Annotated[Path | None, typer.Option(help="Folder for bench.json and bench.png.", metavar="DIR")] = None,
+    repo: Repo = None,
+) -> None:
+    """Time models and blocks with their branches, deployed, and against stock, interleaved."""
+    from yolorep.bench.command import run
+    from yolorep.bench.run import Settings, best_device
+
+    layouts = ("contiguous", "channels_last") if channels_last else ("contiguous",)
+    settings = Settings(tuple(batch), (), tuple(p.value for p in precision), layouts, device or best_device(), rounds, threads)
+    run(what, settings, out and out / "bench", sizes=imgsz, channels=channels, repo=repo, console=_console())
 
 
 @app.command()

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import wrapt
+
+from yolorep.errors import HostError
 
 ENVIRONMENT = {"YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false", "YOLOv5_AUTOINSTALL": "false"}
 
@@ -21,6 +25,13 @@ def go_offline() -> None:
     wrapt.register_post_import_hook(_give_font, "ultralytics.utils.checks")
 
 
+def keep_tree_offline() -> None:
+    """Replace what reaches out of a YOLOv5 tree, which has no switch for it. Call before the tree is imported."""
+    for name, replacements in IN_TREES.items():
+        for module in (name, f"yolov5.{name}"):
+            wrapt.register_post_import_hook(partial(_replace, replacements), module)
+
+
 def font() -> Path:
     """A TrueType font that is always there: DejaVu Sans, which matplotlib carries."""
     import matplotlib
@@ -30,3 +41,48 @@ def font() -> Path:
 
 def _give_font(checks: ModuleType) -> None:
     checks.check_font = lambda name="Arial.ttf": font()  # type: ignore[attr-defined]
+
+
+def _replace(replacements: dict[str, Any], module: ModuleType) -> None:
+    for name in replacements.keys() & vars(module).keys():
+        setattr(module, name, replacements[name])
+
+
+def _local(file: Any, *args: Any, **kwargs: Any) -> str:
+    """In place of `attempt_download`: the file, if it is on disk."""
+    path = Path(str(file).strip().replace("'", ""))
+    if path.exists():
+        return str(path)
+    raise HostError(f"{path} does not exist and is not downloaded; accepted: a file, or '' to train from scratch")
+
+
+def _refuse(url: Any, *args: Any, **kwargs: Any) -> None:
+    raise HostError(f"{url} is not on disk, and nothing is downloaded; accepted: files that are")
+
+
+def _tree_font(font_file: Any = "Arial.ttf", size: int = 10) -> Any:
+    """In place of `check_pil_font`: the font asked for if it is a file, else the one at hand."""
+    from PIL import ImageFont
+
+    return ImageFont.truetype(str(font_file if Path(font_file).is_file() else font()), size)
+
+
+def _answer(value: Any) -> Any:
+    return lambda *args, **kwargs: value
+
+
+IN_TREES: dict[str, dict[str, Any]] = {
+    "utils.general": {
+        "check_font": _answer(None),
+        "check_git_status": _answer(None),
+        "check_online": _answer(False),
+        "check_requirements": _answer(True),
+        "download": _refuse,
+    },
+    "utils.downloads": {
+        "attempt_download": _local,
+        "attempt_download_from_hub": _answer(None),
+        "safe_download": _refuse,
+    },
+    "utils.plots": {"check_pil_font": _tree_font},
+}

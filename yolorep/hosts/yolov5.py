@@ -2,44 +2,63 @@
 
 from __future__ import annotations
 
+import inspect
+from functools import partial
 from types import ModuleType
 from typing import Any
 
 from torch import nn
 
 from yolorep import rows
+from yolorep.errors import HostError
 from yolorep.hosts.common import fuse_after_deploy, require
 from yolorep.hosts.hooks import Hooks
-from yolorep.hosts.library import find_yaml
-from yolorep.surgery import grow_planned_, is_stock_conv
+from yolorep.hosts.tree import SUPPORTED
+from yolorep.surgery import grow_planned_, stock_convs
 
-MODULES = ("models.yolo", "yolov5.models.yolo")
+# Other projects have a `models.yolo` too, some with a `parse_model`; they have neither of these.
+MARKS = ("BaseModel", "check_yaml")
 
 
 def attach(yolo: ModuleType) -> Hooks:
-    """Hook an imported `models.yolo`. A module of that name from another project, without `parse_model`, is left alone.
+    """Hook an imported `models.yolo`. A module of that name from another project is left alone.
 
     Raises:
         HostError: it is a YOLOv5 tree of a shape that the hooks do not know.
     """
     hooks = Hooks()
-    if not hasattr(yolo, "parse_model"):
+    if not hasattr(yolo, "parse_model") or not any(hasattr(yolo, mark) for mark in MARKS):
         return hooks
-    base = "BaseModel" if hasattr(yolo, "BaseModel") else "Model"
-    require(yolo, "parse_model", "check_yaml", "Conv", f"{base}.fuse", supported="YOLOv5 v6.2, v7.0 and master, yolov5 7.0")
+    require(yolo, "BaseModel.fuse", "Conv", supported=SUPPORTED)
+    parameters = list(inspect.signature(yolo.parse_model).parameters)
+    if parameters[:2] != ["d", "ch"]:
+        takes = f"{yolo.__name__}.parse_model takes ({', '.join(parameters)})"
+        raise HostError(f"{takes}; yolorep hooks one that takes (d, ch, ...); supported: {SUPPORTED}")
     hooks.wrap(yolo, "parse_model", _parse_model)
-    hooks.wrap(getattr(yolo, base), "fuse", _fuse)
+    hooks.wrap(yolo.BaseModel, "fuse", partial(_fuse, yolo))
     return hooks
 
 
-def _parse_model(original: Any, d: dict[str, Any], ch: list[int]) -> Any:
+def _parse_model(original: Any, d: dict[str, Any], ch: list[int], *args: Any, **kwargs: Any) -> Any:
     plan = rows.plan(d, rows.YOLOV5)
     if not plan.is_rep:
-        return original(d, ch)
-    layers, save = original(plan.stock, ch)
+        return original(d, ch, *args, **kwargs)
+    layers, save = original(plan.stock, ch, *args, **kwargs)
     grow_planned_(layers, plan)
     return layers, save
 
 
-def _fuse(original: Any, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    return fuse_after_deploy(original, model, *args, **kwargs)
+def _fuse(yolo: ModuleType, original: Any, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    return fuse_after_deploy(partial(_fuse_twins, yolo, original), model, *args, **kwargs)
+
+
+def _fuse_twins(yolo: ModuleType, original: Any, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """`fuse` of a tree, for layers of its twin too.
+
+    The published package is imported under two names, `models` and `yolov5.models`, each with classes of its own. Its
+    `fuse` looks for one of the two and passes over the layers of a checkpoint that names the other.
+    """
+    for _, layer in stock_convs(model):
+        if not isinstance(layer, yolo.Conv):
+            layer.__class__ = getattr(yolo, type(layer).__name__)
+    return original(model, *args, **kwargs)
