@@ -117,7 +117,7 @@ def verify(
 
 @app.command(cls=ListCommand)
 def bench(
-    what: Annotated[list[str], typer.Argument(metavar="WHAT...", help="Model YAMLs, checkpoints (.pt), names of blocks.")],
+    what: Annotated[list[str], typer.Argument(metavar="WHAT...", help="Model YAMLs, checkpoints (.pt), block names.")],
     batch: Annotated[list[int], typer.Option(help="Batch sizes: --batch 1 8.", min=1)] = [1],  # noqa: B006
     imgsz: Annotated[list[int], typer.Option(help="Pixels: 640 for a model, 64 for a block.", min=1)] = [],  # noqa: B006
     precision: Annotated[list[Precision], typer.Option(help="Number formats.")] = [Precision.float32],  # noqa: B006
@@ -134,7 +134,8 @@ def bench(
     from yolorep.bench.run import Settings, best_device
 
     layouts = ("contiguous", "channels_last") if channels_last else ("contiguous",)
-    settings = Settings(tuple(batch), (), tuple(p.value for p in precision), layouts, device or best_device(), rounds, threads)
+    precisions = tuple(p.value for p in precision)
+    settings = Settings(tuple(batch), (), precisions, layouts, device or best_device(), rounds, threads)
     run(what, settings, out and out / "bench", sizes=imgsz, channels=channels, repo=repo, console=_console())
 
 

@@ -37,3 +37,7 @@ class CheckpointError(YolorepError):
 
 class VerifyError(YolorepError):
     """Two models that should compute the same do not, or cannot be compared."""
+
+
+class UsageError(YolorepError):
+    """A command was asked for something that it does not have or cannot do."""

@@ -1,0 +1,57 @@
+"""The command: find what was named, time it with a progress bar, show the table, write the files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress
+
+from yolorep.bench.report import table, write
+from yolorep.bench.run import LAYOUTS, Result, Settings, bench
+from yolorep.bench.subjects import Subjects, of_name
+from yolorep.blocks import BLOCKS
+
+MODEL_SIZES, BLOCK_SIZES = (640,), (64,)
+
+
+def run(
+    whats: Sequence[str],
+    settings: Settings,
+    stem: Path | None,
+    *,
+    sizes: Sequence[int] = (),
+    channels: int = 64,
+    repo: Path | None = None,
+    console: Console,
+) -> list[Result]:
+    """Benchmark every name in `whats`, print the table and, with a `stem`, write `stem`.json and `stem`.png.
+
+    sizes: pixels; by default 640 for a model and 64 for a block. A block is timed in both memory formats.
+
+    Raises:
+        YolorepError: a name or a setting is not accepted; all names are looked up before anything is timed.
+    """
+    subjects = [(what, of_name(what, channels=channels, repo=repo)) for what in whats]
+    results: list[Result] = []
+    for what, subject in subjects:
+        block = what in BLOCKS
+        mine = replace(settings, sizes=tuple(sizes) or (BLOCK_SIZES if block else MODEL_SIZES))
+        results += timed(subject, replace(mine, layouts=tuple(LAYOUTS)) if block else mine, console)
+    console.print(table(results, settings))
+    if stem is not None:
+        console.print("wrote", *map(str, write(results, settings, stem)))
+    return results
+
+
+def timed(subject: Subjects, settings: Settings, console: Console) -> list[Result]:
+    """`bench` under a progress bar."""
+    with Progress(console=console, transient=True) as progress:
+
+        def watch(name: str) -> Callable[[], object]:
+            task = progress.add_task(name, total=settings.rounds)
+            return lambda: progress.advance(task)
+
+        return bench(subject, settings, watch=watch)

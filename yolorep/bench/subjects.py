@@ -1,0 +1,134 @@
+"""What is timed: the forms of one model, checkpoint or block that compute the same function."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from yolorep import rows
+from yolorep.blocks import BLOCKS, Conv_C3
+from yolorep.errors import HostError, UsageError, YolorepError
+from yolorep.surgery import deploy, dialect_of, rep_blocks
+
+UNFUSED, DEPLOYED, STOCK = "unfused", "deployed", "stock"
+
+
+@dataclass(frozen=True)
+class Subjects:
+    """Forms of one thing, by name, float32 on the CPU in evaluation mode; the time of `DEPLOYED` is the unit.
+
+    channels: of the input. stride: what the input's height and width must be multiples of.
+    """
+
+    name: str
+    forms: dict[str, nn.Module]
+    channels: int
+    stride: int = 1
+
+
+def of_name(what: str, *, channels: int = 64, repo: Path | None = None) -> Subjects:
+    """A block by its name, a model YAML by file name or path, or a checkpoint by path.
+
+    channels: in and out of a block. repo: the YOLOv5 tree to read a checkpoint of YOLOv5 with.
+
+    Raises:
+        UsageError: `what` is none of the three.
+        CheckpointError, HostError, BlockError: it is one, but cannot be read or built.
+    """
+    if what in BLOCKS:
+        return of_block(what, channels)
+    suffix = Path(what).suffix
+    if suffix in (".yaml", ".yml"):
+        return of_model(Path(what).stem, _build(what))
+    if suffix == ".pt":
+        from yolorep.hosts.checkpoints import load
+
+        return of_model(Path(what).stem, load(Path(what), repo).model)
+    blocks = ", ".join(sorted(BLOCKS))
+    raise UsageError(f"{what!r} is neither a block ({blocks}) nor a model YAML nor a checkpoint (.pt)")
+
+
+def of_block(block: str, channels: int) -> Subjects:
+    """One `Conv_C3` with its branches and switched, and YOLO's convolution, batch norm and activation as they are."""
+    unfused, stock = Conv_C3(channels, channels, block=block).eval(), Conv_C3(channels, channels, block="plain").eval()
+    deployed = deepcopy(unfused)
+    deployed._switch_to_deploy()
+    return Subjects(block, {UNFUSED: unfused, DEPLOYED: deployed, STOCK: stock}, channels)
+
+
+def of_model(name: str, model: nn.Module) -> Subjects:
+    """A host's model in evaluation mode: as it is, folded and fused by its host, and its stock model, fused too.
+
+    A model without rep blocks has no third form.
+    """
+    forms = {UNFUSED: model}
+    with _quiet():
+        forms[DEPLOYED] = deepcopy(model).fuse()  # type: ignore[operator]  # the hook folds the rep blocks first
+        if rep_blocks(model):
+            forms[STOCK] = _stock(model).fuse()  # type: ignore[operator]
+    first = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
+    stride = getattr(model, "stride", None)
+    return Subjects(name, forms, first.in_channels, int(stride.max()) if isinstance(stride, torch.Tensor) else 32)
+
+
+def _stock(model: nn.Module) -> Any:
+    """The model that the host builds when the YAML's rep names are replaced by the stock ones.
+
+    It gets the folded weights where they fit, so that both meet the same numbers.
+    """
+    stock = type(model)(rows.plan(model.yaml, dialect_of(model)).stock).eval()  # type: ignore[arg-type, call-arg]
+    folded, own = deploy(model).state_dict(), stock.state_dict()
+    own.update({key: value for key, value in folded.items() if key in own and own[key].shape == value.shape})
+    stock.load_state_dict(own)
+    return stock
+
+
+def _build(what: str) -> nn.Module:
+    from yolorep.hosts.offline import go_offline
+
+    go_offline()
+    from ultralytics import YOLO
+
+    try:
+        with _quiet():
+            model = YOLO(what).model
+    except YolorepError:
+        raise
+    except FileNotFoundError:
+        raise UsageError(f"{what} is neither a file nor a model YAML that yolorep or ultralytics ships") from None
+    except Exception as error:  # a YAML can be wrong in as many ways as the host has lines
+        raise HostError(f"ultralytics cannot build {what}: {type(error).__name__}: {error}") from None
+    return _settled(model)
+
+
+def _settled(model: nn.Module) -> nn.Module:
+    """The model with statistics in its batch norms, so that signals neither die out nor become denormal numbers."""
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
+    momenta = [m.momentum for m in norms]
+    for norm in norms:
+        norm.momentum = 1.0
+    with torch.no_grad():
+        model.train()(torch.rand(2, 3, 128, 128, generator=torch.Generator().manual_seed(0)))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    return model.eval()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The hosts' log lines below a warning are held back."""
+    before = logging.root.manager.disable
+    logging.disable(logging.INFO)
+    try:
+        yield
+    finally:
+        logging.disable(before)

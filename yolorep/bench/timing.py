@@ -1,0 +1,91 @@
+"""Interleaved timing: one sample of every subject in turn, round after round, so that a ratio is taken within a round.
+
+torch.utils.benchmark times one statement after the other; on a machine whose clock or load drifts, the drift between
+the two statements would be read as a difference between the subjects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import quantiles
+from time import perf_counter
+
+import torch
+
+WARM_UP_CALLS = 3
+SAMPLE_SECONDS = 0.05  # a sample repeats the call for about this long, well above the clock's resolution
+Call = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median and quartiles of one figure over the rounds."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: list[float]) -> Spread:
+        low, median, high = quantiles(values, n=4, method="inclusive")
+        return cls(median, low, high)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one call, one figure for each subject and round. calls: how many calls a figure is the mean of."""
+
+    calls: int
+    seconds: dict[str, list[float]]
+
+    def time(self, subject: str) -> Spread:
+        """Seconds of one call."""
+        return Spread.of(self.seconds[subject])
+
+    def ratio(self, subject: str, reference: str) -> Spread:
+        """How many times as long `subject` takes as `reference`, round by round."""
+        return Spread.of([a / b for a, b in zip(self.seconds[subject], self.seconds[reference], strict=True)])
+
+
+def interleave(
+    subjects: Mapping[str, Call],
+    rounds: int,
+    device: torch.device,
+    *,
+    after_round: Callable[[], object] = lambda: None,
+) -> Timing:
+    """Time every subject once a round, A B C A B C, each sample after one call that is not timed.
+
+    rounds: at least 2. device: where the subjects compute: events are recorded on a GPU, a clock is read elsewhere.
+    """
+    sample = _cuda_seconds if device.type == "cuda" else _cpu_seconds
+    for call in subjects.values():
+        sample(call, WARM_UP_CALLS)
+    fastest = min(sample(call, 1) for call in subjects.values())
+    calls = max(1, round(SAMPLE_SECONDS / fastest))
+    seconds: dict[str, list[float]] = {name: [] for name in subjects}
+    for _ in range(rounds):
+        for name, call in subjects.items():
+            call()
+            seconds[name].append(sample(call, calls) / calls)
+        after_round()
+    return Timing(calls, seconds)
+
+
+def _cpu_seconds(call: Call, calls: int) -> float:
+    start = perf_counter()
+    for _ in range(calls):
+        call()
+    return perf_counter() - start
+
+
+def _cuda_seconds(call: Call, calls: int) -> float:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    start.record()
+    for _ in range(calls):
+        call()
+    end.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(end) / 1000  # milliseconds
