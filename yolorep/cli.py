@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from yolorep.cli_lists import ListCommand, Precision
-from yolorep.errors import YolorepError
+from yolorep.errors import HostError, YolorepError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -171,4 +171,11 @@ def _ultralytics(mode: str, arguments: list[str]) -> None:
     from ultralytics.cfg import entrypoint
 
     sys.argv = ["yolo", mode, *arguments]
-    entrypoint()
+    try:
+        entrypoint()
+    except (FileNotFoundError, SyntaxError) as error:  # what it raises for a missing file and for a wrong argument
+        raise HostError(str(error).strip().splitlines()[0]) from None
+    except RuntimeError as error:
+        if not str(error).startswith("Dataset"):
+            raise
+        raise HostError(str(error).strip().splitlines()[0]) from None

@@ -23,6 +23,7 @@ def go_offline() -> None:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     wrapt.register_post_import_hook(_give_font, "ultralytics.utils.checks")
+    wrapt.register_post_import_hook(_refuse_downloads, "ultralytics.utils.downloads")
 
 
 def keep_tree_offline() -> None:
@@ -32,7 +33,7 @@ def keep_tree_offline() -> None:
             wrapt.register_post_import_hook(partial(_replace, replacements), module)
 
 
-def font() -> Path:
+def font_file() -> Path:
     """A TrueType font that is always there: DejaVu Sans, which matplotlib carries."""
     import matplotlib
 
@@ -40,7 +41,20 @@ def font() -> Path:
 
 
 def _give_font(checks: ModuleType) -> None:
-    checks.check_font = lambda name="Arial.ttf": font()  # type: ignore[attr-defined]
+    checks.check_font = lambda name="Arial.ttf": font_file()  # type: ignore[attr-defined]
+
+
+def _refuse_downloads(downloads: ModuleType) -> None:
+    """ultralytics looks online for a model that is missing, whatever its switch says (and has one since 8.4 only)."""
+    find = downloads.attempt_download_asset
+
+    def find_on_disk(file: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return find(file, *args, **kwargs)
+        except HostError:
+            raise HostError(f"{file} does not exist and is not downloaded; accepted: a file") from None
+
+    _replace({"safe_download": _refuse, "get_github_assets": _refuse, "attempt_download_asset": find_on_disk}, downloads)
 
 
 def _replace(replacements: dict[str, Any], module: ModuleType) -> None:
@@ -56,15 +70,15 @@ def _local(file: Any, *args: Any, **kwargs: Any) -> str:
     raise HostError(f"{path} does not exist and is not downloaded; accepted: a file, or '' to train from scratch")
 
 
-def _refuse(url: Any, *args: Any, **kwargs: Any) -> None:
+def _refuse(url: Any = "a file", *args: Any, **kwargs: Any) -> None:
     raise HostError(f"{url} is not on disk, and nothing is downloaded; accepted: files that are")
 
 
-def _tree_font(font_file: Any = "Arial.ttf", size: int = 10) -> Any:
+def _tree_font(font: Any = "Arial.ttf", size: int = 10) -> Any:
     """In place of `check_pil_font`: the font asked for if it is a file, else the one at hand."""
     from PIL import ImageFont
 
-    return ImageFont.truetype(str(font_file if Path(font_file).is_file() else font()), size)
+    return ImageFont.truetype(str(font if Path(font).is_file() else font_file()), size)
 
 
 def _answer(value: Any) -> Any:
