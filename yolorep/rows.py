@@ -5,6 +5,7 @@ A host builds a stock model from the stand-in; the blocks asked for are then gro
 
 from __future__ import annotations
 
+import re
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
@@ -97,8 +98,13 @@ def deployed(model_yaml: dict[str, Any], dialect: Dialect) -> dict[str, Any]:
             extra |= {"se": True} if options.se else {}
             row[2], row[3] = name, [*args, extra]
     if "yaml_file" in split.stock:
-        split.stock["yaml_file"] = str(split.stock["yaml_file"]).replace("-rep", "")
+        split.stock["yaml_file"] = stock_name(str(split.stock["yaml_file"]))
     return split.stock
+
+
+def stock_name(yaml_file: str) -> str:
+    """The name of the stock model that a rep YAML deploys to: yolov5n-rep.yaml is yolov5n.yaml."""
+    return re.sub(r"-rep(?![a-z])", "", yaml_file)
 
 
 def _rows(model_yaml: dict[str, Any]) -> list[list[Any]]:

@@ -17,11 +17,11 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from yolorep import rows
-from yolorep.algebra import Kernel, has_values
-from yolorep.blocks.conv_c3 import Conv_C3, block_kernels, excited
+from yolorep.blocks.conv_c3 import Conv_C3, converted, excited
 from yolorep.blocks.registry import BLOCKS, Site, check_options, zero_gain_
+from yolorep.calibration import calibrated
 from yolorep.errors import BlockError, HostError
-from yolorep.fold import cast, to_conv
+from yolorep.fold import to_conv
 
 Model = TypeVar("Model", bound=nn.Module)
 Select = Sequence[str | int] | Callable[[str, nn.Module], bool] | None
@@ -73,16 +73,14 @@ def deploy(model: Model, *, inplace: bool = False) -> Model:
         FoldError: a block does not fold (training mode, for one); `model` is then as it was.
     """
     model = model if inplace else deepcopy(model)
-    folded = [(block, kernel, to_conv(kernel, like=block.conv.weight)) for block, kernel in block_kernels(model)]
-    norms = [calibrated_norm(kernel, block.bn) for block, kernel, _ in folded]
-    for (block, _, conv), norm in zip(folded, norms, strict=True):
+    for block, (conv, norm) in converted(model, _stock_layers):
         _restore_stock_(block, conv, norm)
     yaml = getattr(model, "yaml", None)
     if isinstance(yaml, dict) and rows.plan(yaml, dialect_of(model)).is_rep:
         model.yaml = rows.deployed(yaml, dialect_of(model))  # type: ignore[assignment]
     name = getattr(model, "yaml_file", None)
     if isinstance(name, str):
-        model.yaml_file = name.replace("-rep", "")  # type: ignore[assignment]
+        model.yaml_file = rows.stock_name(name)  # type: ignore[assignment]
     return model
 
 
@@ -168,39 +166,23 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def calibrated_norm(kernel: Kernel, like: _BatchNorm) -> _BatchNorm:
-    """A batch norm that follows the convolution with `kernel.weight` and adds `kernel.bias`, exactly, in evaluation.
-
-    In evaluation only gamma / sqrt(var + eps) = 1 and beta - mean = bias matter. The freedom that is left goes to
-    training: mean and var are what the folded batch norms recorded, so that fine-tuning starts from the statistics
-    of the trained model. Where they are not known, gamma = 1, mean = 0, var = 1 - eps.
-    """
-    norm = type(like)(kernel.out_channels, eps=like.eps, momentum=like.momentum)
-    norm = norm.to(device=like.running_mean.device, dtype=like.running_mean.dtype).train(like.training)  # type: ignore
-    gamma, beta = torch.ones_like(kernel.bias), kernel.bias
-    if kernel.moments is not None:
-        # Below 2 eps the variance would be lost in rounding, or negative: such a channel is near constant anyway.
-        known = kernel.moments.var > 2 * like.eps
-        gamma = torch.where(known, kernel.moments.var.clamp_min(like.eps).sqrt(), gamma)
-        beta = torch.where(known, kernel.moments.mean, beta)
-    values = {"weight": gamma, "bias": beta, "running_mean": beta - kernel.bias, "running_var": gamma.square() - like.eps}
-    for name, value in values.items():
-        target = getattr(norm, name)
-        target.data = cast(value, target)
-    if like.num_batches_tracked is not None:
-        norm.num_batches_tracked = like.num_batches_tracked.clone()
-    for name, parameter in norm.named_parameters():
-        parameter.requires_grad = getattr(like, name).requires_grad
-    return norm
+def _stock_layers(block: Conv_C3) -> tuple[nn.Conv2d, _BatchNorm | None]:
+    """The convolution and, where a stock layer is to be restored, the batch norm that compute what the block does."""
+    kernel = block.linear_kernel()
+    if not hasattr(block, "stock_class"):
+        return to_conv(kernel, like=block.conv.weight), None
+    kernel, norm = calibrated(kernel, block.bn)
+    conv = to_conv(kernel, like=block.conv.weight)
+    conv.bias = None
+    return conv, norm
 
 
-def _restore_stock_(block: Conv_C3, conv: nn.Conv2d, norm: _BatchNorm) -> None:
+def _restore_stock_(block: Conv_C3, conv: nn.Conv2d, norm: _BatchNorm | None) -> None:
     stock = block.__dict__.pop("stock_class", None)
     block.drop_branches_()
     block.conv = conv.train(block.training)
     if stock is None:
         return
-    conv.bias = None
     block.bn = norm
     block._modules["act"] = block._modules.pop("act")  # conv, bn, act: the order in which the host registers them
     for attribute in ("block", "identity"):

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -60,8 +61,8 @@ def cases(block: str) -> Iterator[Case]:
             yield Case(block, c1, c2, k, s, g, d, identity)
 
 
-def worst(block: str, dtype: torch.dtype) -> Worst:
-    """Switch every layer of the grid to deploy, and compare with what it computed before."""
+def worst(block: str, dtype: torch.dtype, until: float = math.inf) -> Worst:
+    """Switch every layer of the grid to deploy, and compare with what it computed before; stop at an error > `until`."""
     error, at, count = -1.0, None, 0
     for case in cases(block):
         torch.manual_seed(count)
@@ -71,6 +72,8 @@ def worst(block: str, dtype: torch.dtype) -> Worst:
         layer._switch_to_deploy()
         found = relative_error(expected, layer(x))
         error, at, count = (found, case, count + 1) if found > error else (error, at, count + 1)
+        if error > until:
+            break
     return Worst(error, at, count)
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -14,6 +14,7 @@ from yolorep.errors import FoldError
 from yolorep.fold import kernel_of, to_conv
 
 BRANCH = "branch_"
+Result = TypeVar("Result")
 
 
 class Conv_C3(nn.Module):
@@ -131,14 +132,13 @@ def switch_(root: nn.Module) -> None:
     Raises:
         FoldError: a block does not fold; the message begins with its path.
     """
-    folded = [(block, to_conv(kernel, like=block.conv.weight)) for block, kernel in block_kernels(root)]
-    for block, conv in folded:
+    for block, conv in converted(root, lambda block: to_conv(block.linear_kernel(), like=block.conv.weight)):
         block.drop_branches_()
         block.conv = conv.train(block.training)
 
 
-def block_kernels(root: nn.Module) -> list[tuple[Conv_C3, Kernel]]:
-    """Every `Conv_C3` in `root` that still has its branches, with its kernel; nothing is changed.
+def converted(root: nn.Module, convert: Callable[[Conv_C3], Result]) -> list[tuple[Conv_C3, Result]]:
+    """Every `Conv_C3` in `root` that still has its branches, with what `convert` makes of it; nothing is changed.
 
     Raises:
         FoldError: a block does not fold; the message begins with its path.
@@ -147,7 +147,7 @@ def block_kernels(root: nn.Module) -> list[tuple[Conv_C3, Kernel]]:
     for path, block in root.named_modules():
         if isinstance(block, Conv_C3) and not block.deployed:
             try:
-                result.append((block, block.linear_kernel()))
+                result.append((block, convert(block)))
             except FoldError as error:
                 raise (error.within(path) if path else error) from None
     return result
