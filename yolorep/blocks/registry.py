@@ -39,7 +39,7 @@ def check_options(block: str, identity: str) -> None:
     """Raises:
     BlockError: no block or no identity of that name.
     """
-    if block not in BLOCKS:
+    if not isinstance(block, str) or block not in BLOCKS:
         raise BlockError(f"block {block!r} is unknown; accepted: {', '.join(sorted(BLOCKS))}")
     if identity not in IDENTITIES:
         raise BlockError(f"identity {identity!r} is unknown; accepted: {', '.join(IDENTITIES)}")
