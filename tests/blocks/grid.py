@@ -62,7 +62,7 @@ def cases(block: str) -> Iterator[Case]:
 
 
 def worst(block: str, dtype: torch.dtype, until: float = math.inf) -> Worst:
-    """Switch every layer of the grid to deploy, and compare with what it computed before; stop at an error > `until`."""
+    """Switch every layer of the grid to deploy, and compare; stop at an error above `until`."""
     error, at, count = -1.0, None, 0
     for case in cases(block):
         torch.manual_seed(count)

@@ -1,0 +1,54 @@
+"""Blocks by name: what is refused, and what a declaration is enough for."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.blocks.layers import folds, image
+from tests.helpers import randomize_
+from yolorep import C3, BlockError, Bottleneck, Conv_C3
+from yolorep.blocks import BLOCKS, register_block
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        ((8, 8), {"block": "repvg"}, "block 'repvg' is unknown; accepted: .*repvgg"),
+        ((8, 8), {"block": ["repvgg"]}, "block .* is unknown"),
+        ((8, 8), {"identity": "mean"}, "identity 'mean' is unknown; accepted: auto, conv, average"),
+        ((8, 8), {"identity": None}, "identity None is unknown"),
+        ((8, 8, 2), {}, r"\(2, 2\) convolution .* accepted: odd kernels"),
+        ((8, 8, 4, 2), {"identity": "none"}, "odd kernels"),
+        ((8, 8, 3, 1, 0), {}, r"padding \(0, 0\)"),
+        ((8, 16, 3, 1, 2), {"identity": "select"}, "needs 'same' padding"),
+    ],
+    ids=str,
+)
+def test_wrong_options_are_block_errors(arguments: tuple, options: dict, message: str) -> None:
+    with pytest.raises(BlockError, match=message):
+        Conv_C3(*arguments, **options)
+
+
+@pytest.mark.parametrize("options", [{"block": "x"}, {"identity": "x"}], ids=str)
+@pytest.mark.parametrize("kind", [Bottleneck, C3])
+def test_wrong_options_are_block_errors_in_nests(kind: type, options: dict) -> None:
+    with pytest.raises(BlockError, match="accepted"):
+        kind(8, 8, **options)
+
+
+def test_names_hosts_attach_are_free() -> None:
+    """`i`, `f`, `type` and `np` are set on each layer by the hosts; a child of that name would be a TypeError."""
+    for block in BLOCKS:
+        made = Conv_C3(8, 16, block=block)
+        assert not {"i", "f", "type", "np"} & {name for module in made.modules() for name, _ in module.named_children()}
+
+
+def test_register_block_refuses_a_taken_name() -> None:
+    with pytest.raises(BlockError, match="'repvgg' is already registered, by"):
+        register_block("repvgg")(lambda site: {})
+
+
+def test_a_new_block_is_a_declaration(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(BLOCKS, "two", raising=False)  # so that it is taken out again
+    register_block("two")(lambda site: {f"branch_{i}": site.conv_bn(site.conv.kernel_size, 1) for i in range(2)})
+    folds(randomize_(Conv_C3(8, 16, 3, 2, block="two")).eval(), image(8))
