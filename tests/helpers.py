@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -51,6 +51,22 @@ def assert_same(expected: Tensor, got: Tensor) -> None:
     assert expected.dtype == got.dtype
     error = relative_error(expected, got)
     assert error <= TOLERANCE[expected.dtype], f"relative error {error:.2e}"
+
+
+def tensors(output: Any) -> list[Tensor]:
+    """Every tensor in what a host's model returns, nested as it is."""
+    if isinstance(output, Tensor):
+        return [output]
+    inner = output.values() if isinstance(output, dict) else output if isinstance(output, (list, tuple)) else ()
+    return [tensor for part in inner for tensor in tensors(part)]
+
+
+def assert_same_outputs(expected: Any, got: Any) -> None:
+    """`assert_same` for each tensor of two outputs of a host's model."""
+    expected, got = tensors(expected), tensors(got)
+    assert len(expected) == len(got) > 0
+    for one, other in zip(expected, got, strict=True):
+        assert_same(one, other)
 
 
 def run_python(code: str, *arguments: object, cwd: Path | None = None, **env: str) -> str:

@@ -68,7 +68,7 @@ def plan(model_yaml: dict[str, Any], dialect: Dialect) -> Plan:
     result = Plan(stock)
     policy = stock.pop("rep", None)
     if policy is not None:
-        result.policy = _options(policy, "rep:", ("block", "identity", "select"))
+        result.policy = _options(policy, "rep", ("block", "identity", "select"))
     for index, row in enumerate(_rows(stock)):
         name, args = row[2], row[3]
         if name in STAND_INS:
@@ -125,7 +125,8 @@ def _options(given: Any, where: str, accepted: tuple[str, ...]) -> Options:
     for key in ("k", "select"):
         if options.get(key) is not None:
             options[key] = tuple(options[key]) if isinstance(options[key], (list, tuple)) else (options[key],)
-    if len(options.get("k", K_STOCK)) != 2 or not all(isinstance(k, int) and k % 2 for k in options.get("k", K_STOCK)):
+    sizes = options.get("k", K_STOCK) or ()
+    if len(sizes) != 2 or not all(isinstance(k, int) and k % 2 for k in sizes):
         raise BlockError(f"{where}: k must be two odd kernel sizes, such as [3, 3]; got {given['k']!r}")
     result = Options(**options)
     try:

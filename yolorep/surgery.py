@@ -24,7 +24,7 @@ from yolorep.errors import BlockError, HostError
 from yolorep.fold import to_conv
 
 Model = TypeVar("Model", bound=nn.Module)
-Select = Sequence[str | int] | Callable[[str, nn.Module], bool] | None
+Select = str | int | Sequence[str | int] | Callable[[str, nn.Module], bool] | None
 
 # (module, class) of the hosts' convolution + batch norm + activation layers. Names, so that no host is imported.
 STOCK_CONVS = {
@@ -48,9 +48,11 @@ def expand(
 
     Raises:
         BlockError: unknown block or identity, or a selected layer beside which the branches do not fit.
-        HostError: no convolution to expand: not a host's model, fused, or already expanded.
+        HostError: already expanded, or no convolution to expand: not a host's model, fused, or none selected.
     """
     check_options(block, identity)
+    if "rep" in (getattr(model, "yaml", None) or {}):
+        raise HostError(f"{type(model).__name__} is already expanded, by {model.yaml['rep']}; deploy() it first")  # type: ignore
     model = model if inplace else deepcopy(model)
     chosen = [(name, layer) for name, layer in stock_convs(model) if _is_selected(name, layer, select)]
     if select is None:
@@ -127,6 +129,8 @@ def grow_planned_(layers: nn.Sequential, plan: rows.Plan) -> None:
         p = plan.policy
         named = [(f"model.{name}", layer) for name, layer in stock_convs(layers)]
         chosen = [(n, m) for n, m in named if _is_selected(n, m, p.select)]
+        if not chosen:
+            raise BlockError(f"rep: select {list(p.select or ())} matches none of the {len(named)} stock convolutions")
         grow_([c for c in chosen if p.select is not None or _gains(c[1], p.block, p.identity)], p, silent=False)
     for layer in layers:
         if hasattr(layer, "np"):
@@ -195,10 +199,17 @@ def _is_selected(name: str, layer: nn.Module, select: Select) -> bool:
         return True
     if callable(select):
         return bool(select(name, layer))
-    patterns = [f"model.{s}" if isinstance(s, int) else s for s in select]
-    return any(
-        fnmatchcase(name, p) or (isinstance(s, int) and name.startswith(f"{p}.")) for s, p in zip(select, patterns, strict=True)
-    )
+    return any(_matches(name, wanted) for wanted in _listed(select))
+
+
+def _matches(name: str, wanted: str | int) -> bool:
+    if isinstance(wanted, int):
+        return f"{name}.".startswith(f"model.{wanted}.")
+    return fnmatchcase(name, wanted)
+
+
+def _listed(select: str | int | Sequence[str | int]) -> list[str | int]:
+    return [select] if isinstance(select, (str, int)) else list(select)
 
 
 def _gains(layer: nn.Module, block: str, identity: str) -> bool:
@@ -212,9 +223,10 @@ def _gains(layer: nn.Module, block: str, identity: str) -> bool:
 
 def _nothing_to_expand(model: nn.Module, select: Select) -> str:
     layers = [m for m in model.modules() if is_stock_conv(m)]
+    if rep_blocks(model) and select is None:
+        return f"{type(model).__name__} is already expanded; deploy() it first"
     if not layers:
-        what = "is already expanded" if rep_blocks(model) else "has no convolution layer of ultralytics or YOLOv5"
-        return f"{type(model).__name__} {what}; accepted: an unfused stock model of either"
+        return f"{type(model).__name__} has no convolution layer of ultralytics or YOLOv5; accepted: a model of either"
     if not any(True for _ in stock_convs(model)):
         return f"{type(model).__name__} is fused (its layers have no batch norm); expand it before fuse()"
     return f"select={select!r} matches none of the {len(layers)} stock convolutions, such as 'model.1'"
@@ -225,7 +237,7 @@ def _write_policy(model: nn.Module, block: str, identity: str, select: Select, c
     if isinstance(yaml, dict):
         policy = {"block": block, "identity": identity}
         if select is not None:
-            policy["select"] = chosen if callable(select) else list(select)  # type: ignore[assignment]
+            policy["select"] = chosen if callable(select) else _listed(select)  # type: ignore[assignment]
         model.yaml = {**yaml, "rep": policy}  # type: ignore[assignment]
 
 
