@@ -140,6 +140,18 @@ def bench(
 
 
 @app.command()
+def demo(
+    out: Annotated[Path | None, typer.Option(help="A new or empty folder; by default yolorep-demo.")] = None,
+    epochs: Annotated[int, typer.Option(help="Epochs to train.", min=1)] = 9,
+    images: Annotated[int, typer.Option(help="Training images to paint.", min=16)] = 800,
+) -> None:
+    """Train, detect, deploy, verify and measure on images painted for it; about two minutes on two cores."""
+    from yolorep.demo import demo as play
+
+    play(out, epochs=epochs, images=images, console=_console())
+
+
+@app.command()
 def blocks() -> None:
     """List the blocks, and the kinds of identity branch."""
     from yolorep.blocks import BLOCKS, IDENTITIES

@@ -48,7 +48,8 @@ def write(results: Sequence[Result], settings: Settings, stem: Path) -> tuple[Pa
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "machine": machine(settings),
         "packages": {name: _version(name) for name in PACKAGES},
-        "settings": asdict(settings),
+        "device": settings.device,
+        "rounds": settings.rounds,
         "results": [_record(result) for result in results],
     }
     files = stem.with_name(f"{stem.name}.json"), stem.with_name(f"{stem.name}.png")

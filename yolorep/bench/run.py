@@ -22,7 +22,7 @@ LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channel
 
 @dataclass(frozen=True)
 class Settings:
-    """What to run. sizes: pixels of the square input. rounds: samples of each form. threads: None for torch's choice."""
+    """What to run. sizes: pixels of the square input. rounds: samples of each form. threads: None for torch's own."""
 
     batches: tuple[int, ...] = (1,)
     sizes: tuple[int, ...] = (640,)

@@ -100,7 +100,7 @@ def _build(what: str) -> nn.Module:
 
     try:
         with _quiet():
-            model = YOLO(what).model
+            model: Any = YOLO(what).model
     except YolorepError:
         raise
     except FileNotFoundError:

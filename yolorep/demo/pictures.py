@@ -1,0 +1,86 @@
+"""The demo's pictures: detections against the truth, and the training curve beside the speed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from torch import Tensor
+
+from yolorep.bench.report import COLOURS
+from yolorep.bench.run import Result
+from yolorep.demo.scenes import CLASSES
+from yolorep.demo.training import Epoch
+
+ROWS, COLUMNS = 3, 4
+CLASS_COLOURS = ("#ffb000", "#fe6100", "#dc267f", "#785ef0", "#1e88e5")
+OUTLINE: dict[str, Any] = {"facecolor": "none", "linewidth": 1.6}
+
+
+def mosaic(images: Sequence[Path], detect: Callable[[Path], Tensor], file: Path) -> None:
+    """Twelve images with what was detected, in colour, over the truth, in dashed white.
+
+    detect: from an image file to (n, 6) x1, y1, x2, y2, confidence, class.
+    """
+    figure = _figure(3.0 * COLUMNS, 3.0 * ROWS + 0.5)
+    for index, path in enumerate(images[: ROWS * COLUMNS]):
+        axis = figure.add_subplot(ROWS, COLUMNS, index + 1)
+        image = imread(path)
+        axis.imshow(image)
+        for x1, y1, x2, y2 in _truth(path, len(image)):
+            axis.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, ls=(0, (2, 2)), edgecolor="white", **OUTLINE))
+        for x1, y1, x2, y2, confidence, label in detect(path).tolist():
+            colour = CLASS_COLOURS[int(label)]
+            axis.add_patch(Rectangle((x1 - 1, y1 - 1), x2 - x1 + 2, y2 - y1 + 2, edgecolor=colour, **OUTLINE))
+            tag = {"facecolor": colour, "edgecolor": "none", "pad": 1.0}
+            name = f"{CLASSES[int(label)]} {confidence:.2f}"
+            axis.text(x1, max(y1 - 3, 6), name, color="white", fontsize=7.5, bbox=tag, clip_on=True)
+        axis.set_axis_off()
+    handles: list[Any] = [Line2D([], [], color=c, lw=2, label=n) for c, n in zip(CLASS_COLOURS, CLASSES, strict=True)]
+    handles.append(Line2D([], [], color="grey", lw=2, ls=(0, (2, 2)), label="truth (white)"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+    figure.savefig(file, dpi=110)
+
+
+def summary(epochs: Sequence[Epoch], speed: Result, file: Path) -> None:
+    """mAP over the epochs on the left, images a second of each form of the model on the right."""
+    figure = _figure(9.5, 3.8)
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    numbers = range(1, len(epochs) + 1)
+    for label, values in (("mAP50", [e.map50 for e in epochs]), ("mAP50-95", [e.map50_95 for e in epochs])):
+        left.plot(numbers, values, marker="o", ms=4, label=label)
+        left.annotate(f"{values[-1]:.2f}", (len(values), values[-1]), (0, 6), textcoords="offset points", ha="center")
+    left.set(xlabel="epoch", ylabel="validation mAP", ylim=(0, 1.05), title="training, with the branches")
+    left.xaxis.get_major_locator().set_params(integer=True)
+    left.grid(alpha=0.3)
+    left.legend(frameon=False, loc="lower right")
+    forms = list(speed.timing.seconds)
+    fps = [speed.batch / speed.timing.time(form).median for form in forms]
+    bars = right.bar(forms, fps, 0.6, color=[COLOURS[form] for form in forms])
+    right.bar_label(bars, fmt="%.0f", padding=2)
+    right.set(ylabel="images a second", title=f"speed, batch {speed.batch}, {speed.size} px")
+    right.margins(y=0.12)
+    for axis in (left, right):
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(file, dpi=130)
+
+
+def _figure(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _truth(image: Path, side: int) -> list[tuple[float, ...]]:
+    """Corners of the labelled boxes of an image, in pixels."""
+    label = image.parents[2] / "labels" / image.parent.name / f"{image.stem}.txt"
+    rows = np.loadtxt(label, ndmin=2)[:, 1:] * side
+    corners = np.concatenate([rows[:, :2] - rows[:, 2:] / 2, rows[:, :2] + rows[:, 2:] / 2], axis=1)
+    return [tuple(row) for row in corners.tolist()]
