@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import os
 import shutil
 import tempfile
@@ -69,9 +71,23 @@ def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def detector() -> Callable[[str], nn.Module]:
+    """A fresh copy of ultralytics' detection model of a YAML, in evaluation mode, with random batch norms."""
+    pytest.importorskip("ultralytics")
+    return lambda yaml: copy.deepcopy(_detector(yaml))
+
+
+@pytest.fixture
 def randomize_() -> Callable[[nn.Module], nn.Module]:
     """`helpers.randomize_`, for tests that need it without an import."""
     return helpers.randomize_
+
+
+@functools.cache
+def _detector(yaml: str) -> nn.Module:
+    from ultralytics.nn.tasks import DetectionModel
+
+    return helpers.randomize_(DetectionModel(yaml, verbose=False)).eval()
 
 
 def _copy(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
