@@ -156,7 +156,10 @@ def named(**layers: nn.Module) -> nn.Sequential:
 
 
 NOT_FOLDED = {
-    "nonlinear": (lambda: seq(conv(6, 6), nn.ReLU(), conv(6, 6)), r"^1: ReLU is not a linear layer.*accepted: .*Conv2d"),
+    "nonlinear": (
+        lambda: seq(conv(6, 6), nn.ReLU(), conv(6, 6)),
+        r"^1: ReLU is not a linear layer.*accepted: .*Conv2d",
+    ),
     "nonlinear-deep": (
         lambda: Sum({"a": conv(6, 6, 1), "b": named(inner=named(conv=conv(6, 6, 1), act=nn.SiLU()))}),
         r"^b\.inner\.act: SiLU is not",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,8 +30,8 @@ def calibrated(kernel: Kernel, dense: _BatchNorm) -> tuple[Kernel, _BatchNorm]:
     if kernel.moments is not None and dense.running_var is not None:
         beta = kernel.moments.mean
         scale, var = _scale(kernel.moments.var, dense)
-    norm = type(dense)(kernel.out_channels, eps=eps, momentum=dense.momentum)
-    norm = norm.to(device=dense.weight.device, dtype=dense.weight.dtype).train(dense.training)
+    place: dict[str, Any] = {"device": dense.weight.device, "dtype": dense.weight.dtype}
+    norm = type(dense)(kernel.out_channels, eps=eps, momentum=dense.momentum, **place).train(dense.training)
     values = {
         "weight": scale * (var + eps).sqrt(),
         "bias": beta,

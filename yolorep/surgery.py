@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from yolorep import rows
@@ -105,7 +105,9 @@ def grow_(layers: Iterable[tuple[str, nn.Module]], options: rows.Options, *, sil
         layer.__class__ = Conv_C3
         layer.attach_(branches, options.block, options.identity)  # type: ignore[operator]
         if options.se:
-            layer.act = excited(layer.act, layer.conv.out_channels).train(layer.training)  # type: ignore
+            weight: Tensor = layer.conv.weight  # type: ignore[assignment, union-attr]
+            squeeze = excited(layer.act, weight.shape[0])  # type: ignore[arg-type]
+            layer.act = squeeze.to(device=weight.device, dtype=weight.dtype).train(layer.training)
         if silent:
             for branch in branches.values():
                 zero_gain_(branch)

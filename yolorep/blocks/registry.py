@@ -94,14 +94,15 @@ class Site:
             groups=dense.groups,
             bias=False,
             padding_mode=dense.padding_mode if any((padding,) if isinstance(padding, int) else padding) else "zeros",
+            **self._place,
         )
-        return self._placed(nn.Sequential(OrderedDict(conv=conv, bn=self.batch_norm(dense.out_channels))))
+        return nn.Sequential(OrderedDict(conv=conv, bn=self.batch_norm(dense.out_channels))).train(self.bn.training)
 
     def batch_norm(self, features: int) -> _BatchNorm:
         """A fresh batch norm of the dense one's type (SyncBatchNorm included), eps and momentum."""
         kind = type(self.bn)
         fresh: Any = kind if kind.__init__ is _BatchNorm.__init__ or kind.__module__.startswith("torch.") else nn.BatchNorm2d
-        return self._placed(fresh(features, eps=self.bn.eps, momentum=self.bn.momentum))
+        return fresh(features, eps=self.bn.eps, momentum=self.bn.momentum, **self._place).train(self.bn.training)
 
     def identity_branch(self) -> dict[str, nn.Module]:
         """The branch that carries the input to the output, as `identity` asks; none for 'none'."""
@@ -118,11 +119,12 @@ class Site:
         channels = ChannelMap(
             dense.in_channels, dense.out_channels, self.identity, stride=dense.stride, groups=dense.groups  # type: ignore[arg-type]
         )
-        return {"branch_identity": self._placed(nn.Sequential(OrderedDict(map=channels, bn=bn)))}
+        branch = nn.Sequential(OrderedDict(map=channels.to(**self._place), bn=bn))
+        return {"branch_identity": branch.train(self.bn.training)}
 
-    def _placed(self, module: Any) -> Any:
-        weight = self.conv.weight
-        return module.to(device=weight.device, dtype=weight.dtype).train(self.bn.training)
+    @property
+    def _place(self) -> dict[str, Any]:
+        return {"device": self.conv.weight.device, "dtype": self.conv.weight.dtype}
 
 
 def zero_gain_(branch: nn.Module) -> None:
