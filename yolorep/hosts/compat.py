@@ -51,6 +51,12 @@ def make_runnable(repo: Path | None = None) -> Path:
     return tree
 
 
+def tree_modules(repo: Path | None, *names: str) -> list[ModuleType]:
+    """Modules of a YOLOv5 tree, by the names that they have in a checkout; the tree is made runnable first."""
+    published = "yolov5." if (make_runnable(repo) / "__init__.py").is_file() else ""
+    return [import_module(published + name) for name in ("models.yolo", *names)][1:]
+
+
 def stand_in() -> None:
     """Put every stand-in in place whose real thing is missing."""
     for variable, value in ENVIRONMENT.items():
@@ -61,7 +67,8 @@ def stand_in() -> None:
         if not hasattr(owner, name):
             setattr(owner, name, value(owner))
     for name, contents in MODULES.items():
-        if name not in sys.modules and find_spec(name.partition(".")[0]) is None:
+        top = name.partition(".")[0]
+        if top not in sys.modules and find_spec(top) is None:
             sys.modules[name] = _module(name, contents())
 
 
@@ -98,7 +105,7 @@ def _git() -> dict[str, Any]:
     return {"Repo": repo, "exc": _module("git.exc", {"InvalidGitRepositoryError": InvalidGitRepositoryError})}
 
 
-MODULES = {
+MODULES = {  # a package after its modules: what is there already is left alone
     "pkg_resources": _pkg_resources,
     "IPython.display": _ipython_display,
     "IPython": _ipython,
