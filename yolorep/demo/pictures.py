@@ -21,11 +21,12 @@ from yolorep.demo.training import Epoch
 
 ROWS, COLUMNS = 3, 4
 CLASS_COLOURS = ("#ffb000", "#fe6100", "#dc267f", "#785ef0", "#1e88e5")
+CONFIDENCE = 0.5  # least confidence of a detection that is drawn
 OUTLINE: dict[str, Any] = {"facecolor": "none", "linewidth": 1.6}
 
 
 def mosaic(images: Sequence[Path], detect: Callable[[Path], Tensor], file: Path) -> None:
-    """Twelve images with what was detected, in colour, over the truth, in dashed white.
+    """Twelve images with what was detected with some confidence, in colour, over the truth, in dashed white.
 
     detect: from an image file to (n, 6) x1, y1, x2, y2, confidence, class.
     """
@@ -37,14 +38,18 @@ def mosaic(images: Sequence[Path], detect: Callable[[Path], Tensor], file: Path)
         for x1, y1, x2, y2 in _truth(path, len(image)):
             axis.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, ls=(0, (2, 2)), edgecolor="white", **OUTLINE))
         for x1, y1, x2, y2, confidence, label in detect(path).tolist():
+            if confidence < CONFIDENCE:
+                continue
             colour = CLASS_COLOURS[int(label)]
             axis.add_patch(Rectangle((x1 - 1, y1 - 1), x2 - x1 + 2, y2 - y1 + 2, edgecolor=colour, **OUTLINE))
             tag = {"facecolor": colour, "edgecolor": "none", "pad": 1.0}
             name = f"{CLASSES[int(label)]} {confidence:.2f}"
-            axis.text(x1, max(y1 - 3, 6), name, color="white", fontsize=7.5, bbox=tag, clip_on=True)
+            x, side = (x1, "left") if x1 < 0.7 * len(image) else (x2, "right")
+            axis.text(x, max(y1 - 3, 6), name, ha=side, color="white", fontsize=7.5, bbox=tag, clip_on=True)
         axis.set_axis_off()
     handles: list[Any] = [Line2D([], [], color=c, lw=2, label=n) for c, n in zip(CLASS_COLOURS, CLASSES, strict=True)]
     handles.append(Line2D([], [], color="grey", lw=2, ls=(0, (2, 2)), label="truth (white)"))
+    handles.append(Line2D([], [], ls="none", label=f"drawn from confidence {CONFIDENCE}"))
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
     figure.savefig(file, dpi=110)
 

@@ -74,6 +74,7 @@ def demo(out: Path | None, *, epochs: int, images: int, console: Console) -> Non
             findings = _play(out, epochs, images, progress)
     except KeyboardInterrupt:
         shutil.rmtree(out)
+        console.print(f"interrupted; {out} is removed again")
         raise
     console.print(_table(findings))
     console.print(_guide(out), highlight=False, soft_wrap=True)

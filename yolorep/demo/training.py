@@ -84,12 +84,12 @@ def train(
     """
     from ultralytics import YOLO
 
-    curve: dict[int, Epoch] = {}
+    curve: list[Epoch] = []
 
     def validated(trainer: Any) -> None:
-        figures = Epoch(*(float(trainer.metrics[f"metrics/{name}(B)"]) for name in ("mAP50", "mAP50-95")))
-        if curve.setdefault(trainer.epoch, figures) is figures:  # the host tells the last epoch twice
-            epoch(figures)
+        if len(curve) < epochs:  # the host tells the best epoch once more at the end
+            curve.append(Epoch(*(float(trainer.metrics[f"metrics/{name}(B)"]) for name in ("mAP50", "mAP50-95"))))
+            epoch(curve[-1])
 
     model = YOLO(MODEL)
     model.add_callback("on_train_start", lambda trainer: begin(trainer.epochs * len(trainer.train_loader)))
@@ -99,4 +99,4 @@ def train(
     model.train(
         data=str(data), epochs=epochs, imgsz=imgsz, project=str(folder.parent), name=out.name, **SCHEDULE, **QUIET
     )
-    return Trained(out / "weights" / "best.pt", list(curve.values()))
+    return Trained(out / "weights" / "best.pt", curve)

@@ -1,0 +1,192 @@
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+from tests.helpers import assert_same, randomize_, relative_error
+from yolorep import Conv_C3, deploy, expand
+from yolorep.bench import Settings, Spread, Timing, bench, interleave, of_block, of_model, of_name, timing
+from yolorep.bench.subjects import DEPLOYED, STOCK, UNFUSED
+from yolorep.cli import app
+from yolorep.cli_lists import spread
+from yolorep.errors import UsageError, YolorepError
+
+CPU = torch.device("cpu")
+QUICK = Settings(sizes=(32,), rounds=2, threads=1)
+SIXTY_LAYERS = 1e-4  # folded and fused in float32, and compared at the end of a fresh network
+invoke = CliRunner().invoke
+
+
+@pytest.fixture(autouse=True)
+def short_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "SAMPLE_SECONDS", 0.002)
+
+
+def test_interleave_takes_one_sample_of_each_in_turn() -> None:
+    order: list[str] = []
+    subjects = {name: lambda name=name: order.append(name) or torch.rand(400, 400).svd() for name in "ABC"}
+
+    result = interleave(subjects, rounds=3, device=CPU)
+
+    # A sample is one call that is not timed and `calls` that are.
+    rounds = order[-3 * 3 * (result.calls + 1) :]
+    assert rounds[:: result.calls + 1] == list("ABC") * 3
+    assert {name: len(seconds) for name, seconds in result.seconds.items()} == {"A": 3, "B": 3, "C": 3}
+
+
+def test_interleave_times_a_single_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(timing, "perf_counter", lambda: clock.now)
+    subjects = {name: lambda s=s: setattr(clock, "now", clock.now + s) for name, s in (("a", 2**-12), ("b", 2**-10))}
+
+    result = interleave(subjects, 3, CPU)
+
+    assert result.calls == round(timing.SAMPLE_SECONDS * 2**12)
+    assert result.seconds == {"a": [2**-12] * 3, "b": [2**-10] * 3}
+    assert result.ratio("b", "a") == Spread(4, 4, 4)
+
+
+def test_ratio_is_taken_within_a_round() -> None:
+    drifting = Timing(1, {"a": [2.0, 4.0, 20.0, 8.0], "b": [1.0, 2.0, 10.0, 4.0]})
+    assert drifting.ratio("a", "b") == Spread(2, 2, 2)
+    assert drifting.time("b") == Spread(3.0, 1.75, 5.5)
+
+
+@pytest.mark.parametrize("block", ["repvgg", "plain"])
+def test_forms_of_a_block_are_what_they_are_called(block: str) -> None:
+    forms = of_block(block, 8).forms
+    x = torch.rand(1, 8, 16, 16)
+    assert list(forms) == [UNFUSED, DEPLOYED, STOCK]
+    assert not any(form.training for form in forms.values())
+    assert [forms[name].deployed for name in (UNFUSED, DEPLOYED)] == [False, True]
+    assert [type(m) for m in forms[STOCK].children()] == [nn.Conv2d, nn.BatchNorm2d, nn.SiLU]
+    assert_same(forms[UNFUSED](x), forms[DEPLOYED](x))
+
+
+@pytest.mark.parametrize("yaml", ["yolov5n-rep.yaml", "yolov5s-rep-k33.yaml"])
+def test_forms_of_a_model_are_what_they_are_called(yaml: str) -> None:
+    subjects = of_name(yaml)
+    forms, x = subjects.forms, torch.rand(1, 3, 64, 64)
+    unfused, deployed, stock = (sum(1 for m in form.modules() if isinstance(m, nn.Conv2d)) for form in forms.values())
+    assert subjects.stride == 32
+    assert unfused > deployed == stock
+    assert not any(isinstance(m, nn.BatchNorm2d) for name in (DEPLOYED, STOCK) for m in forms[name].modules())
+    assert not any(isinstance(m, Conv_C3) for m in forms[STOCK].modules())
+    outputs = {name: form(x)[0] for name, form in forms.items()}
+    assert relative_error(outputs[UNFUSED], outputs[DEPLOYED]) < SIXTY_LAYERS
+    if "k33" not in yaml:
+        assert relative_error(outputs[DEPLOYED], outputs[STOCK]) < SIXTY_LAYERS
+
+
+def test_forms_of_a_model_that_was_expanded_include_the_stock_one() -> None:
+    from ultralytics import YOLO
+
+    model = randomize_(expand(YOLO("yolov5n.yaml").model.eval()))
+    for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
+        norm.eps = 1e-3  # the host's, which its stock model has
+    forms, x = of_model("expanded", model).forms, torch.rand(1, 3, 64, 64)
+    assert relative_error(forms[UNFUSED](x)[0], forms[STOCK](x)[0]) < SIXTY_LAYERS
+    assert list(of_model("stock", deploy(model)).forms) == [UNFUSED, DEPLOYED]
+
+
+def test_a_fresh_model_computes_with_numbers_of_ordinary_size() -> None:
+    sizes = []
+    model = of_name("yolov5n-rep.yaml").forms[UNFUSED]
+    for module in model.modules():
+        if isinstance(module, Conv_C3):
+            module.register_forward_hook(lambda *hook: sizes.append(float(hook[-1].std())))
+    with torch.no_grad():
+        model(torch.rand(1, 3, 128, 128))
+    assert 1e-3 < min(sizes) <= max(sizes) < 1e3
+
+
+def test_bench_runs_every_combination_and_restores_the_process() -> None:
+    before = torch.get_num_threads(), torch.backends.cudnn.benchmark
+    settings = Settings((1, 2), (16,), ("float32", "bfloat16"), ("contiguous", "channels_last"), rounds=2, threads=1)
+    results = bench(of_block("repvgg", 8), settings)
+    runs = [(r.batch, r.size, r.precision, r.layout) for r in results]
+    assert len(runs) == len(set(runs)) == 8
+    assert (torch.get_num_threads(), torch.backends.cudnn.benchmark) == before
+    assert not torch.is_inference_mode_enabled()
+
+
+def test_forms_run_in_the_precision_and_layout_asked_for() -> None:
+    subjects, seen = of_block("repvgg", 8), set()
+    subjects.forms[UNFUSED].conv.register_forward_hook(
+        lambda conv, inputs, output: seen.add(
+            (inputs[0].dtype, conv.weight.dtype, output.is_contiguous(memory_format=torch.channels_last))
+        )
+    )
+    bench(subjects, Settings(sizes=(16,), precisions=("bfloat16",), layouts=("channels_last",), rounds=2))
+    assert seen == {(torch.bfloat16, torch.bfloat16, True)}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["nonesuch"], "neither a block .*repvgg.* nor a model YAML nor a checkpoint"),
+        (["nonesuch.yaml"], "nonesuch.yaml is neither a file nor a model YAML"),
+        (["nonesuch.pt"], "nonesuch.pt does not exist"),
+        (["repvgg", "nonesuch"], "'nonesuch' is neither"),
+        (["yolov5n-rep.yaml", "--imgsz", "100"], "multiples of 32, not 100"),
+        (["repvgg", "--device", "nonesuch"], "device 'nonesuch' is not here; accepted: cpu"),
+        (["repvgg", "--device", "cuda:99"], "device 'cuda:99' is not here"),
+        (["repvgg", "--device", "cpu", "--precision", "half"], "accepted on cpu: float32, bfloat16"),
+    ],
+)
+def test_command_says_what_is_wrong_and_writes_nothing(arguments: list[str], told: str, tmp_path: Path) -> None:
+    result = invoke(app, ["bench", *arguments, "--out", str(tmp_path / "out")])
+    assert isinstance(result.exception, YolorepError)
+    with pytest.raises(YolorepError, match=told):
+        raise result.exception
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_broken_yaml_is_told_by_name(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("nc: 3\nbackbone: [[-1, 1, Nonesuch, [64]]]\nhead: []\n")
+    with pytest.raises(YolorepError, match=r"cannot build .*broken\.yaml"):
+        of_name(str(broken))
+
+
+def test_settings_from_a_script_are_checked() -> None:
+    for wrong in ({"rounds": 1}, {"batches": (0,)}, {"precisions": ("float8",)}, {"layouts": ("striped",)}):
+        with pytest.raises(UsageError, match="accepted"):
+            bench(of_block("repvgg", 8), Settings(**{**vars(QUICK), **wrong}))
+
+
+def test_command_writes_the_record_and_the_plot(tmp_path: Path) -> None:
+    arguments = ["repvgg", "--batch", "1", "2", "--imgsz", "16", "--rounds", "3", "--threads", "1", "--out", tmp_path]
+    result = invoke(app, ["bench", *map(str, arguments)])
+    assert result.exit_code == 0, result.output
+    assert {"unfused", "deployed", "stock", "FPS"} <= set(result.output.split())
+    record = json.loads((tmp_path / "bench.json").read_text())
+    assert record["machine"]["threads"] == 1
+    assert record["packages"]["torch"] == torch.__version__.split("+")[0] or record["packages"]["torch"]
+    assert [(r["batch"], r["layout"]) for r in record["results"]] == [
+        (1, "contiguous"),
+        (2, "contiguous"),
+        (1, "channels_last"),
+        (2, "channels_last"),
+    ]
+    assert all(len(form["seconds"]) == 3 for r in record["results"] for form in r["forms"].values())
+    assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("a --batch 1", "a --batch 1"),
+        ("a --batch 1 8 b", "a --batch 1 --batch 8 b"),
+        ("--imgsz 320 640 --batch 1 2 4", "--imgsz 320 --imgsz 640 --batch 1 --batch 2 --batch 4"),
+        ("--precision float32 half x.pt", "--precision float32 --precision half x.pt"),
+        ("--batch 1 --rounds 3 5", "--batch 1 --rounds 3 5"),
+        ("--batch --rounds", "--batch --rounds"),
+    ],
+)
+def test_spread_repeats_the_name_of_a_list_option(given: str, expected: str) -> None:
+    assert spread(given.split()) == expected.split()
