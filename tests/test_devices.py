@@ -110,7 +110,7 @@ def fake_detector(fake_gpu: None, monkeypatch: pytest.MonkeyPatch) -> Callable[[
 SURGERY: dict[str, tuple[str, Callable[[nn.Module], nn.Module]]] = {
     "deploy": ("yolov5n-rep.yaml", lambda model: deploy(model, inplace=True)),
     "fuse": ("yolov5n-rep.yaml", lambda model: model.fuse(verbose=False)),
-    "expand": ("yolov5n.yaml", lambda model: expand(model, identity="average", inplace=True)),
+    "expand": ("yolov5n.yaml", lambda model: expand(model, inplace=True)),
 }
 
 
@@ -122,6 +122,11 @@ def test_a_whole_model_stays_on_the_device(fake_detector: Callable[[str], nn.Mod
     with StaysOn("cuda"):
         change(model)
     assert_placed(model)
+
+
+@pytest.mark.parametrize("identity", IDENTITIES)
+def test_expanded_branches_are_on_the_device(fake_detector: Callable[[str], nn.Module], identity: str) -> None:
+    assert_placed(expand(fake_detector("yolov5n.yaml"), identity=identity, select=[1, "model.2.*"], inplace=True))
 
 
 def test_a_whole_model_keeps_its_memory_format(fake_detector: Callable[[str], nn.Module]) -> None:
