@@ -106,10 +106,15 @@ def test_a_fresh_model_computes_with_numbers_of_ordinary_size() -> None:
 
 def test_bench_runs_every_combination_and_restores_the_process() -> None:
     before = torch.get_num_threads(), torch.backends.cudnn.benchmark
-    settings = Settings((1, 2), (16,), ("float32", "bfloat16"), ("contiguous", "channels_last"), rounds=2, threads=1)
-    results = bench(of_block("repvgg", 8), settings)
+    formats = ("float32", "bfloat16"), ("contiguous", "channels_last")
+    subjects, threads = of_block("repvgg", 8), set()
+    subjects.forms[UNFUSED].register_forward_hook(lambda *hook: threads.add(torch.get_num_threads()))
+
+    results = bench(subjects, Settings((1, 2), (16,), *formats, rounds=2, threads=before[0] + 1))
+
     runs = [(r.batch, r.size, r.precision, r.layout) for r in results]
     assert len(runs) == len(set(runs)) == 8
+    assert threads == {before[0] + 1}
     assert (torch.get_num_threads(), torch.backends.cudnn.benchmark) == before
     assert not torch.is_inference_mode_enabled()
 
@@ -144,6 +149,14 @@ def test_command_says_what_is_wrong_and_writes_nothing(arguments: list[str], tol
     with pytest.raises(YolorepError, match=told):
         raise result.exception
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_timed(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        result = invoke(app, ["bench", "repvgg", "--rounds", "100000", "--out", str(out)])
+        assert isinstance(result.exception, UsageError)
+        assert "cannot be written" in str(result.exception)
 
 
 def test_a_broken_yaml_is_told_by_name(tmp_path: Path) -> None:

@@ -45,7 +45,9 @@ def test_demo_leaves_its_files_below_its_folder_and_reaches_no_network(tmp_path:
     home.mkdir()
     here.mkdir()
 
-    output = run_python(OFFLINE + DEMO, cwd=here, HOME=str(home), MPLCONFIGDIR=str(tmp_path / "mpl"), **QUICK)
+    output = run_python(
+        OFFLINE + DEMO, cwd=here, HOME=str(home), YOLO_CONFIG_DIR=str(home), MPLCONFIGDIR=str(tmp_path / "mpl"), **QUICK
+    )
 
     out = here / "yolorep-demo"
     assert {"mAP50", "deployed", "yolorep-demo/shapes-deployed.pt:"} <= set(output.split())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from yolorep.bench.report import table, write
 from yolorep.bench.run import LAYOUTS, Result, Settings, bench
 from yolorep.bench.subjects import Subjects, of_name
 from yolorep.blocks import BLOCKS
+from yolorep.errors import UsageError
 
 MODEL_SIZES, BLOCK_SIZES = (640,), (64,)
 
@@ -32,8 +34,10 @@ def run(
     sizes: pixels; by default 640 for a model and 64 for a block. A block is timed in both memory formats.
 
     Raises:
-        YolorepError: a name or a setting is not accepted; all names are looked up before anything is timed.
+        YolorepError: a name or a setting is not accepted; all names are looked up, and the folder, before anything is timed.
     """
+    if stem is not None:
+        _check_folder(stem.parent)
     subjects = [(what, of_name(what, channels=channels, repo=repo)) for what in whats]
     results: list[Result] = []
     for what, subject in subjects:
@@ -55,3 +59,9 @@ def timed(subject: Subjects, settings: Settings, console: Console) -> list[Resul
             return lambda: progress.advance(task)
 
         return bench(subject, settings, watch=watch)
+
+
+def _check_folder(folder: Path) -> None:
+    nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise UsageError(f"{folder} cannot be written to; accepted for --out: a folder, or the name of a new one")

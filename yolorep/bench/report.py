@@ -98,7 +98,8 @@ def plot(results: Sequence[Result], settings: Settings, file: Path) -> None:
     axis.margins(y=0.15)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False, ncols=3, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2))
-    figure.savefig(file, dpi=130)
+    with safer.open(file, "wb") as whole:
+        figure.savefig(whole, dpi=130)
 
 
 def _conditions(settings: Settings) -> str:
