@@ -34,7 +34,7 @@ def run(
     sizes: pixels; by default 640 for a model and 64 for a block. A block is timed in both memory formats.
 
     Raises:
-        YolorepError: a name or a setting is not accepted; all names are looked up, and the folder, before anything is timed.
+        YolorepError: a name, a setting or the folder is not accepted; all is looked up first.
     """
     if stem is not None:
         _check_folder(stem.parent)

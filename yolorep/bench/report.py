@@ -99,7 +99,7 @@ def plot(results: Sequence[Result], settings: Settings, file: Path) -> None:
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False, ncols=3, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     with safer.open(file, "wb") as whole:
-        figure.savefig(whole, dpi=130)
+        figure.savefig(whole, dpi=130)  # type: ignore[arg-type]
 
 
 def _conditions(settings: Settings) -> str:
