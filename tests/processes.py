@@ -1,0 +1,52 @@
+"""The `yolorep` command in a fresh process whose network is refused."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.helpers import ROOT
+
+# Everything but the loopback raises, and says so, so that a host that catches the error is found out too.
+NO_NETWORK = """
+import socket, sys
+
+def guard(name, real):
+    def call(*args, **kwargs):
+        address = args[1] if name.startswith("connect") else args[0]
+        host = address[0] if isinstance(address, tuple) else address
+        unix = name.startswith("connect") and args[0].family == socket.AF_UNIX
+        if not unix and host is not None and str(host) not in ("localhost", "127.0.0.1", "::1", socket.gethostname()):
+            print("NETWORK", name, address, file=sys.stderr, flush=True)
+            raise OSError("the network is refused")
+        return real(*args, **kwargs)
+    return call
+
+for name in ("connect", "connect_ex"):
+    setattr(socket.socket, name, guard(name, getattr(socket.socket, name)))
+socket.getaddrinfo = guard("getaddrinfo", socket.getaddrinfo)
+"""
+LAUNCH = """
+import runpy
+sys.argv[0] = "yolorep"
+runpy.run_module("yolorep", run_name="__main__", alter_sys=True)
+"""
+
+
+def yolorep(*arguments: object, cwd: Path, code: int = 0) -> str:
+    """What `yolorep ARGUMENTS` prints, both streams."""
+    return run(NO_NETWORK + LAUNCH, *arguments, cwd=cwd, code=code)
+
+
+def run(python: str, *arguments: object, cwd: Path, code: int = 0, **env: str) -> str:
+    """What a program prints, both streams, in a fresh process that finds the package under test."""
+    path = os.pathsep.join(filter(None, (env.pop("PYTHONPATH", ""), str(ROOT), os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **env}
+    command = [sys.executable, "-c", python, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd, timeout=600)
+    printed = done.stdout + done.stderr
+    assert done.returncode == code, printed[-4000:]
+    assert "NETWORK" not in printed, printed[-4000:]
+    return printed

@@ -1,0 +1,196 @@
+"""From a checkpoint file to another: what is written is plain, complete, proven, or not there at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+import yolorep
+from tests.helpers import randomize_, run_python
+from tests.processes import yolorep as command
+from yolorep import CheckpointError, VerifyError, convert
+from yolorep.hosts import checkpoints
+from yolorep.surgery import rep_blocks
+
+NAMES = {0: "red", 1: "green", 2: "blue"}
+DESCRIBE = """
+import sys
+sys.modules["yolorep"] = None  # as where it is not installed
+import collections, json, os, onnx, torch
+from ultralytics import YOLO
+from ultralytics.utils.torch_utils import get_flops
+result = []
+for file in sys.argv[1:]:
+    yolo = YOLO(file)
+    model = yolo.model.float()
+    kinds = collections.Counter(f"{type(m).__module__}.{type(m).__name__}" for m in model.modules())
+    described = {
+        "state": [[k, list(v.shape)] for k, v in model.state_dict().items()],
+        "kinds": kinds,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "flops": get_flops(model, 64),
+        "names": model.names,
+        "stride": model.stride.tolist(),
+        "rows": [[row[0], row[1], row[2], row[3]] for row in model.yaml["backbone"] + model.yaml["head"][:-1]],
+    }
+    graph = onnx.load(yolo.export(format="onnx", imgsz=64, simplify=False)).graph
+    described["operators"] = collections.Counter(node.op_type for node in graph.node)
+    yolo.train(data=os.environ["DATA"], imgsz=64, epochs=1, batch=4, workers=0, device="cpu", plots=False)
+    result.append(described)
+print(json.dumps(result))
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `rep.pt` and `stock.pt`, checkpoints of ultralytics with random batch norms and three classes."""
+    from ultralytics import YOLO
+
+    folder = tmp_path_factory.mktemp("checkpoints")
+    for name, yaml in (("rep", "yolov5n-rep.yaml"), ("stock", "yolov5n.yaml")):
+        yolo = YOLO(yaml)
+        yolo.model = type(yolo.model)(yaml, nc=3, verbose=False)
+        randomize_(yolo.model)
+        yolo.model.names = NAMES
+        yolo.ckpt = {"epoch": 7, "optimizer": {"state": 1}, "updates": 5}
+        yolo.save(folder / f"{name}.pt")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def deployed(folder: Path) -> Path:
+    printed = command("deploy", "rep.pt", "deployed.pt", cwd=folder)
+    assert "28 blocks folded" in printed
+    return folder / "deployed.pt"
+
+
+def test_deployed_checkpoint_is_stock_where_yolorep_is_not_installed(
+    folder: Path, deployed: Path, tiny_dataset: Path
+) -> None:
+    printed = run_python(DESCRIBE, deployed, folder / "stock.pt", cwd=folder, DATA=str(tiny_dataset))
+    ours, stock = json.loads(printed.splitlines()[-1])
+    assert len(stock["state"]) == 427
+    assert stock["operators"]["Conv"] > 60
+    for what in stock:
+        assert ours[what] == stock[what], what
+
+
+def test_deployed_checkpoint_keeps_its_contents(folder: Path, deployed: Path) -> None:
+    before, after = (torch.load(path, weights_only=False) for path in (folder / "rep.pt", deployed))
+    assert before.keys() == after.keys()
+    for key in before.keys() - {"model", *checkpoints.OF_THE_RUN}:
+        assert before[key] == after[key], key
+    assert all(after.get(key) is None for key in checkpoints.OF_THE_RUN)
+    assert {v.dtype for v in after["model"].state_dict().values() if v.is_floating_point()} == {torch.float32}
+
+
+def test_deploy_stores_half_when_asked(folder: Path) -> None:
+    command("deploy", "rep.pt", "half.pt", "--half", cwd=folder)
+    state = torch.load(folder / "half.pt", weights_only=False)["model"].state_dict()
+    assert {v.dtype for v in state.values() if v.is_floating_point()} == {torch.float16}
+
+
+def test_expand_and_deploy_give_the_stock_weights_back(folder: Path) -> None:
+    assert "layers expanded" in command("expand", "stock.pt", "expanded.pt", cwd=folder)
+    command("deploy", "expanded.pt", "back.pt", cwd=folder)
+    expanded, stock, back = (checkpoints.load(folder / f"{n}.pt").model for n in ("expanded", "stock", "back"))
+    assert len(rep_blocks(expanded)) > 28
+    assert "rep" not in back.yaml
+    for (name, value), (other, restored) in zip(stock.state_dict().items(), back.state_dict().items(), strict=True):
+        assert name == other
+        assert torch.allclose(value, restored, rtol=1e-4, atol=1e-6), name
+
+
+def test_expand_takes_a_selection(folder: Path) -> None:
+    printed = command("expand", "stock.pt", "some.pt", "--select", "1", "--select", "model.2.m.*", cwd=folder)
+    assert "3 layers expanded" in printed
+    assert checkpoints.load(folder / "some.pt").model.yaml["rep"]["select"] == [1, "model.2.m.*"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["deploy", "none.pt", "out.pt"], "none.pt does not exist"),
+        (["deploy", "text.pt", "out.pt"], "text.pt is not a PyTorch checkpoint"),
+        (["deploy", "tensor.pt", "out.pt"], "tensor.pt holds no model of ultralytics or YOLOv5"),
+        (["deploy", "stock.pt", "out.pt"], "stock.pt has no rep blocks"),
+        (["deploy", "rep.pt", "stock.pt"], "stock.pt exists"),
+        (["deploy", "rep.pt", "rep.pt", "--overwrite"], "rep.pt exists"),
+        (["deploy", "rep.pt", "out.onnx"], "must end in .pt"),
+        (["deploy", "rep.pt", "yolov5n.pt"], "yolov5n.pt is a name that ultralytics replaces by a download"),
+        (["deploy", "rep.pt", "nowhere/out.pt"], "nowhere is not a folder"),
+        (["expand", "rep.pt", "out.pt"], "already expanded"),
+        (["expand", "stock.pt", "out.pt", "--block", "vgg"], "block 'vgg' is unknown; accepted: plain, repvgg"),
+        (["expand", "stock.pt", "out.pt", "--identity", "x"], "identity 'x' is unknown; accepted: auto"),
+        (["expand", "stock.pt", "out.pt", "--select", "99"], "matches none of the"),
+        (["verify", "rep.pt", "none.pt"], "none.pt does not exist"),
+        (["verify", "rep.pt", "rep.pt", "--images", "none"], "none is neither an image nor a folder"),
+        (["verify", "rep.pt", "rep.pt", "--data", "none.yaml"], "none.yaml does not exist"),
+    ],
+)
+def test_wrong_input_is_one_sentence_and_no_file(folder: Path, arguments: list[str], says: str) -> None:
+    (folder / "text.pt").write_text("not a checkpoint")
+    torch.save({"weight": torch.zeros(1)}, folder / "tensor.pt")
+    files = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    printed = command(*arguments, cwd=folder, code=2)
+    assert "Traceback" not in printed
+    told = printed[printed.index("yolorep: ") :]
+    assert says in told
+    assert len(told.strip().splitlines()) == 1
+    assert {path: path.read_bytes() for path in folder.iterdir() if path.is_file()} == files
+
+
+def test_deploy_writes_nothing_when_the_proof_fails(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(model: torch.nn.Module) -> torch.nn.Module:
+        result = yolorep.deploy(model)
+        with torch.no_grad():
+            result.model[1].bn.bias += 1e-2
+        return result
+
+    monkeypatch.setattr(convert, "deploy", wrong)
+    with pytest.raises(VerifyError, match="out of tolerance"):
+        convert.deploy_file(folder / "rep.pt", tmp_path / "out.pt", console=Console(quiet=True))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupted_write_leaves_the_old_file(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out.pt"
+    out.write_bytes(b"old")
+    save = torch.save
+
+    def interrupted(content: object, file: object) -> None:
+        save({}, file)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        convert.deploy_file(folder / "rep.pt", out, overwrite=True, console=Console(quiet=True))
+    assert out.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_half_refuses_what_does_not_fit(folder: Path, tmp_path: Path) -> None:
+    checkpoint = checkpoints.load(folder / "stock.pt")
+    checkpoint.model.model[0].bn.running_var[0] = 1e6
+    with pytest.raises(CheckpointError, match="model.0.bn.running_var does not fit float16"):
+        checkpoints.save(checkpoint, checkpoint.model, tmp_path / "out.pt", half=True)
+
+
+def test_verify_command_compares_boxes_and_map(folder: Path, deployed: Path, tiny_dataset: Path) -> None:
+    images = tiny_dataset.parent / "images" / "val"
+    options = ["--imgsz", "64", "--images", images, "--data", tiny_dataset]
+    printed = command("verify", "rep.pt", deployed, *options, cwd=folder)
+    assert "on 4 images: 0 differ" in printed
+    assert "mAP50-95" in printed
+
+
+def test_verify_command_exits_with_1_when_the_models_differ(folder: Path, deployed: Path) -> None:
+    checkpoint = checkpoints.load(deployed)
+    with torch.no_grad():
+        checkpoint.model.model[1].bn.bias += 1e-2
+    checkpoints.save(checkpoint, checkpoint.model, folder / "wrong.pt")
+    assert "FAILS" in command("verify", "rep.pt", "wrong.pt", cwd=folder, code=1)

@@ -1,0 +1,108 @@
+"""`verify` tells models that compute the same from those that do not, and leaves both as they were."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from tests.helpers import randomize_
+from yolorep import C3, Conv_C3, VerifyError, deploy, verify
+from yolorep.verify import END_TO_END, Report, Row
+
+
+def model() -> nn.Module:
+    return randomize_(nn.Sequential(Conv_C3(3, 8, s=2), C3(8, 8, 2))).eval()
+
+
+def test_verify_reports_each_block_and_the_whole() -> None:
+    before = model()
+    report = verify(before, deploy(before))
+    expected = ["0", *(f"1.m.{i}.cv{j}" for i in (0, 1) for j in (1, 2)), "1.cv1", "1.cv2", "1.cv3"]
+    assert sorted(row.name for row in report.rows[:-1]) == sorted(expected)
+    assert report.rows[-1].name == END_TO_END
+    assert report.ok
+    assert 0 < report.max_rel <= 1e-5
+    assert report.max_abs == max(row.max_abs for row in report.rows)
+
+
+@pytest.mark.parametrize("layer", ["0", "1.m.1.cv2"])
+def test_verify_names_the_layer_that_differs(layer: str) -> None:
+    before = model()
+    after = deploy(before)
+    with torch.no_grad():
+        after.get_submodule(layer).conv.bias[0] += 1e-2
+    report = verify(before, after)
+    assert not report.ok
+    wrong = [row.name for row in report.rows if not report.passes(row)]
+    assert wrong == [layer, END_TO_END]  # a block is given its own input, so that those after it are not blamed
+    assert "FAILS" in str(report)
+
+
+def test_verify_reports_nan_as_a_failure() -> None:
+    before = model()
+    after = deploy(before)
+    with torch.no_grad():
+        after[0].conv.bias[0] = math.nan
+    assert not verify(before, after).ok
+
+
+@pytest.mark.parametrize(
+    ("dtype", "relative", "ok"),
+    [
+        (torch.float64, 1e-9, False),
+        (torch.float64, 1e-11, True),
+        (torch.float32, 1e-4, False),
+        (torch.float32, 1e-6, True),
+        (torch.bfloat16, 1e-1, True),  # reported only
+        (torch.bfloat16, math.nan, False),
+    ],
+)
+def test_report_judges_by_dtype(dtype: torch.dtype, relative: float, ok: bool) -> None:
+    from yolorep.verify import TOLERANCE
+
+    assert Report((Row(END_TO_END, relative, relative),), dtype, TOLERANCE.get(dtype)).ok is ok
+
+
+def test_verify_leaves_both_models_as_they_were() -> None:
+    before = model()
+    after = deploy(before).train()
+    before.train()
+    states = [copy.deepcopy(m.state_dict()) for m in (before, after)]
+    verify(before, after)
+    for m, state in zip((before, after), states, strict=True):
+        assert all(module.training for module in m.modules())
+        assert not any(module._forward_hooks for module in m.modules())
+        assert all(torch.equal(value, state[name]) for name, value in m.state_dict().items())
+
+
+def test_verify_compares_on_the_given_input() -> None:
+    before = model().double()
+    report = verify(before, deploy(before), torch.rand(1, 3, 17, 23).double())
+    assert report.dtype == torch.float64
+    assert report.ok
+
+
+@pytest.mark.parametrize(
+    ("other", "reason"),
+    [
+        (nn.Sequential(nn.Conv2d(3, 8, 3)), "no layer"),
+        (nn.Sequential(nn.Conv2d(3, 8, 3), nn.ModuleDict({})), "no layer"),
+    ],
+)
+def test_verify_refuses_models_of_another_structure(other: nn.Module, reason: str) -> None:
+    with pytest.raises(VerifyError, match=reason):
+        verify(model(), other)
+
+
+def test_verify_refuses_outputs_of_another_shape() -> None:
+    with pytest.raises(VerifyError, match="different outputs"):
+        verify(nn.Conv2d(3, 8, 3), nn.Conv2d(3, 4, 3))
+
+
+def test_verify_needs_to_know_the_channels() -> None:
+    with pytest.raises(VerifyError, match="pass x"):
+        verify(nn.Identity(), nn.Identity())
