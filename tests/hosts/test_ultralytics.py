@@ -1,0 +1,195 @@
+"""The hooks in ultralytics: models by name, rows and policies, fuse, and everything put back."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from tests.helpers import assert_same_outputs, randomize_, run_python
+from yolorep import HostError, deploy, expand, hosts
+from yolorep.hosts import ultralytics as adapter
+from yolorep.hosts.hooks import MARK
+from yolorep.hosts.library import shipped
+from yolorep.surgery import rep_blocks
+
+tasks = pytest.importorskip("ultralytics.nn.tasks")
+
+# rep YAML and the YAML of ultralytics that it deploys to
+STOCK = {f"yolov5{scale}-rep.yaml": f"yolov5{scale}.yaml" for scale in "nsmlx"}
+STOCK |= {"yolov5s-repvgg.yaml": "yolov5s.yaml", "yolov5s6-rep.yaml": "yolov5s-p6.yaml"}
+Detector = Callable[[str], nn.Module]
+
+
+def layout(model: nn.Module) -> list[tuple[str, tuple[int, ...]]]:
+    return [(key, tuple(value.shape)) for key, value in model.state_dict().items()]
+
+
+def build(yaml: str | dict) -> nn.Module:
+    return tasks.DetectionModel(copy.deepcopy(yaml), verbose=False)
+
+
+def image() -> torch.Tensor:
+    return torch.rand(2, 3, 64, 64, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("yaml", sorted(shipped()))
+def test_shipped_models_build_by_name_anywhere(yaml: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And deploy to the layers that ultralytics' own YAML gives, key for key and shape for shape."""
+    monkeypatch.chdir(tmp_path)
+    model = build(yaml)
+    assert rep_blocks(model)
+    deployed = deploy(model.eval(), inplace=True)
+    if yaml in STOCK:
+        assert layout(deployed) == layout(build(STOCK[yaml]))
+    assert layout(build(deployed.yaml)) == layout(deployed)
+
+
+def test_every_shipped_model_has_a_known_stock_form() -> None:
+    own_form = {"yolov5s-rep-k33.yaml"}
+    assert set(shipped()) - set(STOCK) <= own_form
+
+
+def test_a_file_in_the_working_directory_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = shipped()["yolov5n-rep.yaml"].read_text().replace("nc: 80", "nc: 3")
+    (tmp_path / "yolov5n-rep.yaml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    assert build("yolov5n-rep.yaml").yaml["nc"] == 3
+
+
+def test_stock_models_are_built_as_ever(detector: Detector) -> None:
+    assert not rep_blocks(detector("yolov5n.yaml"))
+    assert not rep_blocks(detector("yolov8n.yaml"))
+
+
+def test_kernel_sizes_3_3_deploy_to_3x3_bottlenecks(detector: Detector) -> None:
+    stock, deployed = layout(build("yolov5s.yaml")), layout(deploy(detector("yolov5s-rep-k33.yaml")))
+    wider = [(key, shape) for (key, shape), other in zip(deployed, stock, strict=True) if (key, shape) != other]
+    assert wider
+    assert all(".m." in key and key.endswith("cv1.conv.weight") and shape[2:] == (3, 3) for key, shape in wider)
+
+
+@pytest.mark.parametrize(
+    "row", ["[-1, 1, Conv_C3, [16, 3, 2, {se: true}]]", "[-1, 1, BottleneckRep, [16, {k: [3, 3]}]]"]
+)
+def test_rows_of_each_kind_build_fold_and_rebuild(row: str, tmp_path: Path) -> None:
+    rows = f"[-1, 1, Conv, [16, 3, 2]]\n  - {row}\n  - [-1, 1, Conv_C3, [16, 3, 2, {{identity: average}}]]"
+    file = tmp_path / "small.yaml"
+    file.write_text(f"nc: 2\nbackbone:\n  - {rows}\nhead:\n  - [[1, 2], 1, Detect, [nc]]\n")
+    model = randomize_(build(tasks.yaml_model_load(file))).eval().double()
+    x = image()
+    deployed = deploy(model)
+    assert_same_outputs(model(x), deployed(x))
+    assert layout(build(deployed.yaml)) == layout(deployed)
+    assert len(rep_blocks(build(model.yaml))) == len(rep_blocks(model)) > 1
+
+
+@pytest.mark.parametrize(
+    "make", [lambda rep: rep, lambda rep: expand(deploy(rep), select=[1, 2])], ids=["rows", "policy"]
+)
+@pytest.mark.parametrize("training", [False, True])
+def test_fuse_deploys_and_fuses(detector: Detector, make: Callable, training: bool) -> None:
+    model = make(detector("yolov5n-rep.yaml").double())
+    x = image()
+    expected = model(x)
+    fused = model.train(training).fuse(verbose=False)
+    assert fused is model
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in fused.modules())
+    assert fused.is_fused()
+    assert not rep_blocks(fused)
+    assert_same_outputs(expected, fused.eval()(x))
+    assert_same_outputs(expected, fused.fuse(verbose=False)(x))
+
+
+def test_a_model_of_few_norms_is_fused_too(tmp_path: Path) -> None:
+    """ultralytics takes a model with fewer than ten norm layers for a fused one."""
+    file = tmp_path / "few.yaml"
+    file.write_text("nc: 2\nbackbone:\n  - [-1, 1, Conv_C3, [16, 3, 2]]\nhead:\n  - [-1, 1, Classify, [nc]]\n")
+    model = randomize_(tasks.ClassificationModel(tasks.yaml_model_load(file), verbose=False)).eval().double()
+    x = image()
+    expected = model(x)
+    assert len(rep_blocks(model)) == 1
+    assert_same_outputs(expected, model.fuse(verbose=False)(x))
+    assert not rep_blocks(model)
+
+
+@pytest.fixture
+def unhooked() -> Iterator[None]:
+    hosts.uninstall()
+    yield
+    hosts.install()
+
+
+def hooked() -> list[bool]:
+    return [hasattr(f, MARK) for f in (tasks.parse_model, tasks.check_yaml, tasks.BaseModel.fuse)]
+
+
+def test_hooks_are_attached_once() -> None:
+    hosts.install()
+    before = (tasks.parse_model, tasks.check_yaml, tasks.BaseModel.fuse)
+    hosts.install()
+    assert (tasks.parse_model, tasks.check_yaml, tasks.BaseModel.fuse) == before
+    assert not any(hasattr(getattr(f, MARK), MARK) for f in before)
+    assert hosts.attached().count("ultralytics.nn.tasks") == 1
+
+
+def test_uninstall_puts_everything_back(unhooked: None) -> None:
+    assert hooked() == [False, False, False]
+    assert not hosts.attached()
+    with pytest.raises(FileNotFoundError):
+        build("yolov5n-rep.yaml")
+    hosts.install()
+    assert hooked() == [True, True, True]
+    assert rep_blocks(build("yolov5n-rep.yaml"))
+
+
+@pytest.mark.parametrize("missing", ["parse_model", "check_yaml", "BaseModel.fuse"])
+def test_a_host_of_another_shape_is_a_host_error(missing: str) -> None:
+    module = ModuleType("ultralytics.nn.tasks")
+    module.__file__ = "site-packages/ultralytics/nn/tasks.py"
+    module.parse_model, module.check_yaml = print, print
+    module.BaseModel = SimpleNamespace() if missing == "BaseModel.fuse" else SimpleNamespace(fuse=print)
+    if missing != "BaseModel.fuse":
+        delattr(module, missing)
+    before = dict(vars(module))
+    with pytest.raises(HostError, match=rf"tasks\.py has no {missing}, which yolorep hooks; supported: ultralytics 8"):
+        adapter.attach(module)
+    assert dict(vars(module)) == before
+
+
+@pytest.fixture
+def checkpoint(detector: Detector, tmp_path: Path) -> Path:
+    """A rep model, its deployed form, an image and the output of both."""
+    model, x = detector("yolov5n-rep.yaml"), torch.rand(1, 3, 64, 64)
+    torch.save({"rep": model, "stock": deploy(model), "x": x, "y": model(x)[0]}, tmp_path / "both.pt")
+    return tmp_path / "both.pt"
+
+
+LOAD = """
+import sys, torch
+saved = torch.load(sys.argv[1], weights_only=False)
+"""
+FUSE = """
+fused = saved[sys.argv[2]].fuse(verbose=False)
+assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in fused.modules())
+y = saved["y"]
+print(float((fused(saved["x"])[0] - y).abs().max() / y.abs().max()) < 1e-5)
+"""
+
+
+def test_unpickling_is_enough_to_fuse(checkpoint: Path) -> None:
+    """A process that never names yolorep, as a host's own scripts, folds what it loads."""
+    assert run_python(LOAD + FUSE, checkpoint, "rep") == "True\n"
+
+
+def test_a_deployed_model_needs_no_yolorep(checkpoint: Path, tmp_path: Path) -> None:
+    saved = torch.load(checkpoint, weights_only=False)
+    del saved["rep"]
+    torch.save(saved, tmp_path / "stock.pt")
+    without = 'import sys; sys.modules["yolorep"] = None'
+    assert run_python(f"{without}\n{LOAD}{FUSE}", tmp_path / "stock.pt", "stock") == "True\n"
