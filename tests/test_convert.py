@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,8 +15,11 @@ import yolorep
 from tests.helpers import randomize_, run_python
 from tests.processes import yolorep as command
 from yolorep import CheckpointError, VerifyError, convert
+from yolorep.cli import main
 from yolorep.hosts import checkpoints
 from yolorep.surgery import rep_blocks
+
+Command = Callable[..., int]
 
 NAMES = {0: "red", 1: "green", 2: "blue"}
 DESCRIBE = """
@@ -61,6 +66,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """The exit code of the `yolorep` command, run in this process and in the folder of the checkpoints."""
+    monkeypatch.chdir(folder)
+
+    def run(*arguments: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["yolorep", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit:
+            main()
+        return int(exit.value.code or 0)
+
+    return run
+
+
 @pytest.fixture(scope="module")
 def deployed(folder: Path) -> Path:
     printed = command("deploy", "rep.pt", "deployed.pt", cwd=folder)
@@ -88,15 +107,15 @@ def test_deployed_checkpoint_keeps_its_contents(folder: Path, deployed: Path) ->
     assert {v.dtype for v in after["model"].state_dict().values() if v.is_floating_point()} == {torch.float32}
 
 
-def test_deploy_stores_half_when_asked(folder: Path) -> None:
-    command("deploy", "rep.pt", "half.pt", "--half", cwd=folder)
+def test_deploy_stores_half_when_asked(folder: Path, here: Command) -> None:
+    assert here("deploy", "rep.pt", "half.pt", "--half") == 0
     state = torch.load(folder / "half.pt", weights_only=False)["model"].state_dict()
     assert {v.dtype for v in state.values() if v.is_floating_point()} == {torch.float16}
 
 
-def test_expand_and_deploy_give_the_stock_weights_back(folder: Path) -> None:
-    assert "layers expanded" in command("expand", "stock.pt", "expanded.pt", cwd=folder)
-    command("deploy", "expanded.pt", "back.pt", cwd=folder)
+def test_expand_and_deploy_give_the_stock_weights_back(folder: Path, here: Command) -> None:
+    assert here("expand", "stock.pt", "expanded.pt", "--overwrite") == 0
+    assert here("deploy", "expanded.pt", "back.pt") == 0
     expanded, stock, back = (checkpoints.load(folder / f"{n}.pt").model for n in ("expanded", "stock", "back"))
     assert len(rep_blocks(expanded)) > 28
     assert "rep" not in back.yaml
@@ -105,9 +124,9 @@ def test_expand_and_deploy_give_the_stock_weights_back(folder: Path) -> None:
         assert torch.allclose(value, restored, rtol=1e-4, atol=1e-6), name
 
 
-def test_expand_takes_a_selection(folder: Path) -> None:
-    printed = command("expand", "stock.pt", "some.pt", "--select", "1", "--select", "model.2.m.*", cwd=folder)
-    assert "3 layers expanded" in printed
+def test_expand_takes_a_selection(folder: Path, here: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    assert here("expand", "stock.pt", "some.pt", "--select", "1", "--select", "model.2.m.*") == 0
+    assert "3 layers expanded" in capsys.readouterr().out
     assert checkpoints.load(folder / "some.pt").model.yaml["rep"]["select"] == [1, "model.2.m.*"]
 
 
@@ -123,7 +142,7 @@ def test_expand_takes_a_selection(folder: Path) -> None:
         (["deploy", "rep.pt", "out.onnx"], "must end in .pt"),
         (["deploy", "rep.pt", "yolov5n.pt"], "yolov5n.pt is a name that ultralytics replaces by a download"),
         (["deploy", "rep.pt", "nowhere/out.pt"], "nowhere is not a folder"),
-        (["expand", "rep.pt", "out.pt"], "already expanded"),
+        (["expand", "expanded.pt", "out.pt"], "already expanded"),
         (["expand", "stock.pt", "out.pt", "--block", "vgg"], "block 'vgg' is unknown; accepted: plain, repvgg"),
         (["expand", "stock.pt", "out.pt", "--identity", "x"], "identity 'x' is unknown; accepted: auto"),
         (["expand", "stock.pt", "out.pt", "--select", "99"], "matches none of the"),
@@ -132,13 +151,17 @@ def test_expand_takes_a_selection(folder: Path) -> None:
         (["verify", "rep.pt", "rep.pt", "--data", "none.yaml"], "none.yaml does not exist"),
     ],
 )
-def test_wrong_input_is_one_sentence_and_no_file(folder: Path, arguments: list[str], says: str) -> None:
+def test_wrong_input_is_one_sentence_and_no_file(
+    folder: Path, arguments: list[str], says: str, here: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
     (folder / "text.pt").write_text("not a checkpoint")
     torch.save({"weight": torch.zeros(1)}, folder / "tensor.pt")
+    (folder / "expanded.pt").exists() or here("expand", "stock.pt", "expanded.pt")
+    capsys.readouterr()
     files = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-    printed = command(*arguments, cwd=folder, code=2)
-    assert "Traceback" not in printed
-    told = printed[printed.index("yolorep: ") :]
+    assert here(*arguments) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("yolorep: ")
     assert says in told
     assert len(told.strip().splitlines()) == 1
     assert {path: path.read_bytes() for path in folder.iterdir() if path.is_file()} == files
@@ -180,17 +203,22 @@ def test_half_refuses_what_does_not_fit(folder: Path, tmp_path: Path) -> None:
         checkpoints.save(checkpoint, checkpoint.model, tmp_path / "out.pt", half=True)
 
 
-def test_verify_command_compares_boxes_and_map(folder: Path, deployed: Path, tiny_dataset: Path) -> None:
+def test_verify_command_compares_boxes_and_map(
+    deployed: Path, tiny_dataset: Path, here: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
     images = tiny_dataset.parent / "images" / "val"
-    options = ["--imgsz", "64", "--images", images, "--data", tiny_dataset]
-    printed = command("verify", "rep.pt", deployed, *options, cwd=folder)
+    assert here("verify", "rep.pt", deployed, "--imgsz", "64", "--images", images, "--data", tiny_dataset) == 0
+    printed = capsys.readouterr().out
     assert "on 4 images: 0 differ" in printed
     assert "mAP50-95" in printed
 
 
-def test_verify_command_exits_with_1_when_the_models_differ(folder: Path, deployed: Path) -> None:
+def test_verify_command_exits_with_1_when_the_models_differ(
+    folder: Path, deployed: Path, here: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
     checkpoint = checkpoints.load(deployed)
     with torch.no_grad():
         checkpoint.model.model[1].bn.bias += 1e-2
     checkpoints.save(checkpoint, checkpoint.model, folder / "wrong.pt")
-    assert "FAILS" in command("verify", "rep.pt", "wrong.pt", cwd=folder, code=1)
+    assert here("verify", "rep.pt", "wrong.pt") == 1
+    assert "FAILS" in capsys.readouterr().out

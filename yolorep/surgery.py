@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from fnmatch import fnmatchcase
-from typing import TypeVar
+from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -124,7 +123,7 @@ def grow_planned_(layers: nn.Sequential, plan: rows.Plan) -> None:
         if name != "Conv_C3":
             for bottleneck in (m for m in layer.modules() if _is_bottleneck(m)):
                 _resize_(bottleneck, options.k)
-        inside = "*" if name == "Conv_C3" else "*m.*" if name == "C3Rep" else "*"
+        inside = "*m.*" if name == "C3Rep" else "*"
         chosen = [(f"model.{index}.{n}".rstrip("."), m) for n, m in stock_convs(layer) if fnmatchcase(n, inside)]
         grow_(chosen, options, silent=False)
     if plan.policy is not None:
@@ -147,6 +146,7 @@ def stock_convs(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def is_stock_conv(module: nn.Module) -> bool:
+    """Whether `module` is a convolution layer of a host, fused or not."""
     return (type(module).__module__, type(module).__name__) in STOCK_CONVS
 
 
@@ -244,13 +244,14 @@ def _write_policy(model: nn.Module, block: str, identity: str, select: Select, c
 
 
 def _is_bottleneck(module: nn.Module) -> bool:
-    return type(module).__name__ == "Bottleneck" and all(is_stock_conv(getattr(module, n, module)) for n in ("cv1", "cv2"))
+    parts = (getattr(module, name, module) for name in ("cv1", "cv2"))
+    return type(module).__name__ == "Bottleneck" and all(is_stock_conv(part) for part in parts)
 
 
 def _resize_(bottleneck: nn.Module, sizes: tuple[int, int]) -> None:
-    for layer, size in zip((bottleneck.cv1, bottleneck.cv2), sizes, strict=True):
-        old: nn.Conv2d = layer.conv  # type: ignore[assignment]
+    layers: Any = (bottleneck.cv1, bottleneck.cv2)
+    for layer, size in zip(layers, sizes, strict=True):
+        old = layer.conv
         if old.kernel_size != (size, size):
-            layer.conv = nn.Conv2d(  # type: ignore[assignment]
-                old.in_channels, old.out_channels, size, old.stride, size // 2, groups=old.groups, bias=False  # type: ignore
-            )
+            channels = old.in_channels, old.out_channels
+            layer.conv = nn.Conv2d(*channels, size, old.stride, size // 2, groups=old.groups, bias=False)
