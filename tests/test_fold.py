@@ -188,6 +188,10 @@ NOT_FOLDED = {
         "^0: .*count_include_pad",
     ),
     "max-pool": (lambda: seq(nn.MaxPool2d(2), conv(6, 6, 1)), "^0: MaxPool2d"),
+    "devices": (
+        lambda: named(first=conv(6, 6, 1), last=conv(6, 6, 1, device="meta")),
+        "^last: layers on different devices: cpu and meta",
+    ),
     "channels": (lambda: seq(conv(6, 8, 1), conv(6, 4, 1)), "^1: a map to 8 channels"),
     "sum-sizes": (
         lambda: named(sum=Sum({"a": conv(6, 6, 3), "b": conv(6, 6, 1)})),

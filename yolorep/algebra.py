@@ -181,7 +181,9 @@ def _composed_padding_mode(first: Kernel, second: Kernel) -> str:
         if not second.padding[axis]:
             continue
         if first.size[axis] > 1 or first.padding[axis]:
-            raise FoldError(f"a padded kernel over the {name} follows one that is not pointwise: not exact at the border")
+            raise FoldError(
+                f"a padded kernel over the {name} follows one that is not pointwise: not exact at the border"
+            )
         if second.padding_mode == "zeros" and has_values(first.bias) and bool((first.bias != 0).any()):
             raise FoldError(
                 "a zero-padded kernel follows a map with a bias: not exact at the border; "

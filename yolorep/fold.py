@@ -51,7 +51,7 @@ def to_conv(kernel: Kernel, like: Tensor | None = None) -> nn.Conv2d:
         padding=kernel.padding,
         dilation=kernel.dilation,
         groups=kernel.groups,
-        padding_mode=kernel.padding_mode,
+        padding_mode=kernel.padding_mode,  # type: ignore[arg-type]
         device="meta",
     )
     conv.weight = nn.Parameter(cast(kernel.weight, like), requires_grad=like.requires_grad)
@@ -194,7 +194,7 @@ def _layer_kernel(module: nn.Module) -> Kernel:
     """The kernel of a layer, unless a subclass of a known layer computes something else than that layer does."""
     known = next((kind for kind in type(module).__mro__ if kind in kernel_of.registry and kind is not object), None)
     if known is not None and type(module).forward is not known.forward:  # type: ignore[attr-defined]
-        raise FoldError(f"{type(module).__name__} is a {known.__name__} with a forward of its own, which may not be linear")
+        raise FoldError(f"{type(module).__name__} is a {known.__name__} with a forward of its own, linear or not")
     return kernel_of(module)
 
 
@@ -221,14 +221,14 @@ def _to(kernel: Kernel, device: torch.device) -> Kernel:
     return replace(kernel, weight=kernel.weight.to(device), bias=kernel.bias.to(device))
 
 
-def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
+def _pair(value: int | tuple[int, ...]) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (value[0], value[1])
 
 
 def _conv_padding(conv: nn.Conv2d) -> tuple[int, int]:
     if conv.padding == "valid":
         return 0, 0
-    if conv.padding != "same":
+    if not isinstance(conv.padding, str):
         return _pair(conv.padding)
     total = [d * (k - 1) for d, k in zip(_pair(conv.dilation), _pair(conv.kernel_size), strict=True)]
     if any(t % 2 for t in total):

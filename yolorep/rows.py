@@ -19,7 +19,10 @@ K_STOCK = (1, 3)
 
 @dataclass(frozen=True)
 class Dialect:
-    """How a host writes a model YAML. anchored: its head row names anchors. sized: its Bottleneck row takes kernel sizes."""
+    """How a host writes a model YAML.
+
+    anchored: its head row names anchors. sized: its Bottleneck row takes kernel sizes.
+    """
 
     anchored: bool
     sized: bool
@@ -140,7 +143,8 @@ def _stand_in(name: str, args: list[Any], options: Options, dialect: Dialect) ->
     if name == "Conv_C3" and len(args) == 1:
         args = [*args, 3]  # Conv_C3 is 3x3 where its kernel size is not given, the stock Conv is 1x1
     if name == "BottleneckRep" and dialect.sized:
-        shortcut, groups, expansion = (*args[1:4], *(True, 1, 0.5)[len(args[1:4]) :])
+        given = args[1:4]
+        shortcut, groups, expansion = given + [True, 1, 0.5][len(given) :]
         args = [args[0], shortcut, groups, list(options.k), expansion]
     return STAND_INS[name], args
 

@@ -189,7 +189,7 @@ def _restore_stock_(block: Conv_C3, conv: nn.Conv2d, norm: _BatchNorm | None) ->
     block.conv = conv.train(block.training)
     if stock is None:
         return
-    block.bn = norm
+    block.bn = norm  # type: ignore[assignment]
     block._modules["act"] = block._modules.pop("act")  # conv, bn, act: the order in which the host registers them
     for attribute in ("block", "identity"):
         del block.__dict__[attribute]

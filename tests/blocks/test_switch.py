@@ -10,7 +10,7 @@ from torch import nn
 
 from tests.blocks.layers import LAYERS, folds, image, layer
 from tests.helpers import assert_same, randomize_, relative_error
-from yolorep import C3, Bottleneck, Conv_C3, FoldError
+from yolorep import C3, Bottleneck, Conv_C3, FoldError, fold
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
@@ -58,6 +58,19 @@ def test_switch_reaches_nested_blocks(kind: type, kernels: tuple[int, int], rep:
     assert_same(expected, module(x))
     assert not any(isinstance(m, nn.BatchNorm2d) for m in module.modules())
     assert all(m.deployed for m in module.modules() if isinstance(m, Conv_C3))
+
+
+@pytest.mark.parametrize("deployed", [False, True])
+def test_a_block_folds_inside_a_nest(deployed: bool) -> None:
+    """Where it is linear; an activation is told with its path."""
+    nest = nn.Sequential(layer("no-act"), nn.BatchNorm2d(8)).eval()
+    active = nn.Sequential(layer("same"), nn.BatchNorm2d(8)).eval()
+    for block in (nest[0], active[0]) if deployed else ():
+        block._switch_to_deploy()
+    x = image(8)
+    assert_same(nest(x), fold(nest)(x))
+    with pytest.raises(FoldError, match=r"^0\.act: SiLU is not linear"):
+        fold(active)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)

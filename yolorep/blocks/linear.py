@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +41,8 @@ class ChannelMap(nn.Module):
     Within groups the map is made for one group and repeated, so that no group sees another.
     """
 
+    weight: Tensor
+
     def __init__(
         self, in_channels: int, out_channels: int, mode: str, *, stride: int | tuple[int, int] = 1, groups: int = 1
     ) -> None:
@@ -73,14 +76,16 @@ class BNPad2d(nn.BatchNorm2d):
     exactly because the border would lack the bias (arXiv 2103.13425, section 3.3).
     """
 
-    def __init__(self, num_features: int, padding: int, **options) -> None:
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, num_features: int, padding: int, **options: Any) -> None:
         super().__init__(num_features, **options)
         self.padding = padding
 
     def forward(self, x: Tensor) -> Tensor:
         y = super().forward(x)
-        mean, var = self.running_mean, self.running_var
-        border = -mean / torch.sqrt(var + self.eps)
+        border = -self.running_mean / torch.sqrt(self.running_var + self.eps)
         if self.affine:
             border = border * self.weight + self.bias
         p = self.padding

@@ -60,10 +60,9 @@ class Site:
         Raises:
             BlockError: there is none, as with an even kernel.
         """
-        twice = [
-            2 * p - d * (k - 1)
-            for p, d, k in zip(self.conv.padding, self.conv.dilation, self.conv.kernel_size, strict=True)  # type: ignore[arg-type]
-        ]
+        dense: Any = self.conv
+        axes = zip(dense.padding, dense.dilation, dense.kernel_size, strict=True)
+        twice = [2 * padding - dilation * (size - 1) for padding, dilation, size in axes]
         if any(t < 0 or t % 2 for t in twice):
             raise BlockError(
                 f"a 1x1 branch does not fit beside a {self.conv.kernel_size} convolution with padding "
@@ -78,9 +77,7 @@ class Site:
     @property
     def keeps_shape(self) -> bool:
         """Whether the input can be added to the output."""
-        return (
-            self.conv.in_channels == self.conv.out_channels and self.conv.stride == (1, 1) and not any(self.border)
-        )
+        return self.conv.in_channels == self.conv.out_channels and self.conv.stride == (1, 1) and not any(self.border)
 
     def conv_bn(self, kernel_size: int | tuple[int, int], padding: int | tuple[int, int]) -> nn.Sequential:
         """A convolution with a batch norm, on the dense one's channels, stride, groups, device and dtype."""
@@ -100,8 +97,9 @@ class Site:
 
     def batch_norm(self, features: int) -> _BatchNorm:
         """A fresh batch norm of the dense one's type (SyncBatchNorm included), eps and momentum."""
-        kind = type(self.bn)
-        fresh: Any = kind if kind.__init__ is _BatchNorm.__init__ or kind.__module__.startswith("torch.") else nn.BatchNorm2d
+        kind: Any = type(self.bn)
+        known = kind.__init__ is _BatchNorm.__init__ or kind.__module__.startswith("torch.")
+        fresh = kind if known else nn.BatchNorm2d
         return fresh(features, eps=self.bn.eps, momentum=self.bn.momentum, **self._place).train(self.bn.training)
 
     def identity_branch(self) -> dict[str, nn.Module]:
@@ -115,10 +113,11 @@ class Site:
         if self.keeps_shape:
             return {"branch_identity": bn}
         if any(self.border):
-            raise BlockError(f"identity {self.identity!r} needs 'same' padding, got {dense.padding}; accepted: conv, none")
-        channels = ChannelMap(
-            dense.in_channels, dense.out_channels, self.identity, stride=dense.stride, groups=dense.groups  # type: ignore[arg-type]
-        )
+            raise BlockError(
+                f"identity {self.identity!r} needs 'same' padding, got {dense.padding}; accepted: conv, none"
+            )
+        stride = (dense.stride[0], dense.stride[1])
+        channels = ChannelMap(dense.in_channels, dense.out_channels, self.identity, stride=stride, groups=dense.groups)
         branch = nn.Sequential(OrderedDict(map=channels.to(**self._place), bn=bn))
         return {"branch_identity": branch.train(self.bn.training)}
 
