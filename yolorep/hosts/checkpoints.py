@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from yolorep.errors import CheckpointError
+from yolorep.hosts.compat import tree_modules
 from yolorep.hosts.offline import go_offline
 
 YOLOV5_PACKAGES = ("models.", "yolov5.")
@@ -38,10 +39,7 @@ def load(path: Path, repo: Path | None = None) -> Checkpoint:
     """
     host = host_of(path)
     go_offline()
-    if host == "yolov5":
-        from yolorep.hosts.compat import make_runnable
-
-        make_runnable(repo)
+    experimental = tree_modules(repo, "models.experimental")[0] if host == "yolov5" else None
     try:
         content = torch.load(path, map_location="cpu", weights_only=False)
     except (ImportError, AttributeError) as error:
@@ -50,6 +48,8 @@ def load(path: Path, repo: Path | None = None) -> Checkpoint:
     model = content.get("ema") or content.get("model")
     if not isinstance(model, nn.Module):
         raise CheckpointError(f"{path} holds no model but {type(model).__name__}; accepted: a checkpoint of either host")
+    if experimental is not None:
+        model = experimental.attempt_load(str(path), fuse=False)  # brings a model of an older tree up to date
     return Checkpoint(Path(path), host, content, model.float().eval())
 
 

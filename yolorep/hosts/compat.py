@@ -61,11 +61,11 @@ def stand_in() -> None:
     """Put every stand-in in place whose real thing is missing."""
     for variable, value in ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
-    for place, name, value in ATTRIBUTES:
+    for place, name, make in ATTRIBUTES:
         module, _, cls = place.partition(":")
         owner = getattr(import_module(module), cls) if cls else import_module(module)
         if not hasattr(owner, name):
-            setattr(owner, name, value(owner))
+            setattr(owner, name, make(owner))
     for name, contents in MODULES.items():
         top = name.partition(".")[0]
         if top not in sys.modules and find_spec(top) is None:

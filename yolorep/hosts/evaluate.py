@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
 
 from yolorep.errors import VerifyError
+from yolorep.hosts import attached
 from yolorep.hosts.checkpoints import host_of
+from yolorep.hosts.compat import tree_modules
+from yolorep.hosts.launcher import teach_files
+
+Detector = Callable[[Path], Tensor]
 
 IMAGES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 PIXELS, CONFIDENCE = 0.5, 1e-3  # a box moved by less, with a confidence changed by less, is the same box
@@ -85,9 +91,11 @@ def image_files(images: Path) -> list[Path]:
     return found
 
 
-def detector(checkpoint: Path, imgsz: int, repo: Path | None = None) -> Callable[[Path], Tensor]:
+def detector(checkpoint: Path, imgsz: int, repo: Path | None = None) -> Detector:
     """A function from an image file to its boxes, (n, 6), by the host's own preprocessing and NMS."""
-    return _ultralytics_detector(checkpoint, imgsz) if host_of(checkpoint) == "ultralytics" else _yolov5_detector(checkpoint, imgsz, repo)
+    if host_of(checkpoint) == "ultralytics":
+        return _ultralytics_detector(checkpoint, imgsz)
+    return _yolov5_detector(checkpoint, imgsz, repo)
 
 
 def mean_average_precision(checkpoint: Path, data: Path, *, imgsz: int, repo: Path | None = None) -> tuple[float, float]:
@@ -104,24 +112,26 @@ def mean_average_precision(checkpoint: Path, data: Path, *, imgsz: int, repo: Pa
 
 
 @contextmanager
-def unfused(base_model: Any) -> Iterator[None]:
-    """Have the host run models as they are stored: its `fuse` does nothing meanwhile."""
-    fuse = base_model.fuse
-    base_model.fuse = lambda model, *args, **kwargs: model
+def unfused() -> Iterator[None]:
+    """Have the hosts run models as they are stored: their `fuse` does nothing meanwhile."""
+    bases = [sys.modules[name].BaseModel for name in attached()]
+    originals = [base.fuse for base in bases]
+    for base in bases:
+        base.fuse = lambda model, *args, **kwargs: model
     try:
         yield
     finally:
-        base_model.fuse = fuse
+        for base, fuse in zip(bases, originals, strict=True):
+            base.fuse = fuse
 
 
-def _ultralytics_detector(checkpoint: Path, imgsz: int) -> Callable[[Path], Tensor]:
+def _ultralytics_detector(checkpoint: Path, imgsz: int) -> Detector:
     from ultralytics import YOLO
-    from ultralytics.nn.tasks import BaseModel
 
     model = YOLO(checkpoint)
 
     def detect(image: Path) -> Tensor:
-        with unfused(BaseModel):
+        with unfused():
             return model.predict(image, imgsz=imgsz, verbose=False, save=False)[0].boxes.data.cpu()
 
     return detect
@@ -129,8 +139,34 @@ def _ultralytics_detector(checkpoint: Path, imgsz: int) -> Callable[[Path], Tens
 
 def _ultralytics_map(checkpoint: Path, data: Path, imgsz: int) -> tuple[float, float]:
     from ultralytics import YOLO
-    from ultralytics.nn.tasks import BaseModel
 
-    with unfused(BaseModel):
-        box = YOLO(checkpoint).val(data=str(data), imgsz=imgsz, verbose=False, plots=False, workers=0).box
+    model = YOLO(checkpoint)
+    with TemporaryDirectory() as folder, unfused():
+        box = model.val(data=str(data), imgsz=imgsz, verbose=False, plots=False, workers=0, project=folder).box
     return float(box.map50), float(box.map)
+
+
+def _yolov5_detector(checkpoint: Path, imgsz: int, repo: Path | None) -> Detector:
+    common, dataloaders, general = tree_modules(repo, "models.common", "utils.dataloaders", "utils.general")
+    with unfused():
+        model = common.DetectMultiBackend(str(checkpoint), device=torch.device("cpu"))
+
+    @torch.no_grad()
+    def detect(image: Path) -> Tensor:
+        _, pixels, original, *_ = next(iter(dataloaders.LoadImages(str(image), img_size=imgsz, stride=model.stride)))
+        x = torch.from_numpy(pixels).float()[None] / 255
+        boxes = general.non_max_suppression(model(x))[0]
+        boxes[:, :4] = general.scale_boxes(x.shape[2:], boxes[:, :4], original.shape)
+        return boxes
+
+    return detect
+
+
+def _yolov5_map(checkpoint: Path, data: Path, imgsz: int, repo: Path | None) -> tuple[float, float]:
+    (general,) = tree_modules(repo, "utils.general")
+    teach_files(general)
+    (val,) = tree_modules(repo, "val")
+    options = {"imgsz": imgsz, "batch_size": 16, "device": "cpu", "workers": 0, "half": False, "plots": False}
+    with TemporaryDirectory() as folder, unfused():
+        figures = val.run(str(data), weights=str(checkpoint), project=folder, **options)[0]
+    return float(figures[2]), float(figures[3])

@@ -1,0 +1,69 @@
+"""Boxes are matched one to one, and models are evaluated as they are stored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.hosts.yolov5_helpers import needs_package
+from tests.processes import yolorep
+from yolorep import VerifyError
+from yolorep.hosts import evaluate
+from yolorep.surgery import rep_blocks
+
+BOX = [10.0, 20.0, 30.0, 40.0, 0.9, 1.0]
+
+
+def boxes(*changes: dict[int, float]) -> torch.Tensor:
+    return torch.tensor([[change.get(i, value) for i, value in enumerate(BOX)] for change in changes]).reshape(-1, 6)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "pairs"),
+    [
+        ([{}], [{}], [(0, 0)]),
+        ([{}], [{0: 10.4, 4: 0.9005}], [(0, 0)]),
+        ([{}], [{0: 10.6}], []),  # moved by more than half a pixel
+        ([{}], [{4: 0.902}], []),  # another confidence
+        ([{}], [{5: 2.0}], []),  # another class
+        ([{}, {0: 0.0}], [{0: 0.0}, {}], [(0, 1), (1, 0)]),  # in another order
+        ([{}, {}], [{}], [(0, 0)]),  # a box is matched once
+        ([], [{}], []),
+    ],
+)
+def test_match_pairs_boxes_once(a: list[dict], b: list[dict], pairs: list[tuple[int, int]]) -> None:
+    assert evaluate.match(boxes(*a), boxes(*b)) == pairs
+
+
+def test_image_files_accepts_a_file_and_a_folder(tiny_dataset: Path) -> None:
+    folder = tiny_dataset.parent / "images" / "val"
+    assert len(evaluate.image_files(folder)) == 4
+    assert evaluate.image_files(folder / "0.png") == [folder / "0.png"]
+    with pytest.raises(VerifyError, match="neither an image nor a folder"):
+        evaluate.image_files(tiny_dataset.parent / "labels")
+
+
+def test_unfused_keeps_the_branches_and_ends() -> None:
+    from ultralytics.nn.tasks import BaseModel, DetectionModel
+
+    fuse = BaseModel.fuse
+    model = DetectionModel("yolov5n-rep.yaml", verbose=False).eval()
+    with evaluate.unfused():
+        assert model.fuse(verbose=False) is model
+        assert len(rep_blocks(model)) == 28
+    assert BaseModel.fuse is fuse
+
+
+@needs_package
+def test_coco_checkpoint_keeps_boxes_and_map_when_expanded_and_deployed(
+    coco_weights: Path, coco128: Path, tmp_path: Path
+) -> None:
+    yolorep("expand", coco_weights, "expanded.pt", cwd=tmp_path)
+    yolorep("deploy", "expanded.pt", "deployed.pt", cwd=tmp_path)
+    options = ["--images", coco128 / "images", "--data", coco128 / "data.yaml", "--imgsz", 320]
+    for other in ("expanded.pt", "deployed.pt"):
+        printed = yolorep("verify", coco_weights, other, *options, cwd=tmp_path)  # exit code 0: all within tolerance
+        assert "on 128 images: 0 differ" in " ".join(printed.split())
+        assert float(printed.split("mAP50-95")[-1].split()[0]) > 0.2
