@@ -78,6 +78,18 @@ def detector() -> Callable[[str], nn.Module]:
 
 
 @pytest.fixture
+def stock(detector: Callable[[str], nn.Module]) -> nn.Module:
+    """ultralytics' own YOLOv5n."""
+    return detector("yolov5n.yaml")
+
+
+@pytest.fixture
+def rep(detector: Callable[[str], nn.Module]) -> nn.Module:
+    """The YOLOv5n of rep rows that yolorep ships."""
+    return detector("yolov5n-rep.yaml")
+
+
+@pytest.fixture
 def randomize_() -> Callable[[nn.Module], nn.Module]:
     """`helpers.randomize_`, for tests that need it without an import."""
     return helpers.randomize_

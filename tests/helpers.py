@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 import sys
@@ -67,6 +68,20 @@ def assert_same_outputs(expected: Any, got: Any) -> None:
     assert len(expected) == len(got) > 0
     for one, other in zip(expected, got, strict=True):
         assert_same(one, other)
+
+
+def snapshot(model: nn.Module) -> dict[str, Any]:
+    """All that a failed or copying operation must leave alone."""
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    modules = [(name, id(m), type(m), m.training) for name, m in model.named_modules()]
+    return {"state": state, "modules": modules, "yaml": copy.deepcopy(getattr(model, "yaml", None))}
+
+
+def assert_untouched(before: dict[str, Any], model: nn.Module) -> None:
+    after = snapshot(model)
+    assert before["modules"] == after["modules"]
+    assert before["yaml"] == after["yaml"]
+    assert all(torch.equal(value, after["state"][key]) for key, value in before["state"].items())
 
 
 def run_python(code: str, *arguments: object, cwd: Path | None = None, **env: str) -> str:

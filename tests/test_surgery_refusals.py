@@ -1,0 +1,75 @@
+"""What expand and deploy refuse, and that the model is then as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from torch import nn
+
+from tests.helpers import assert_untouched, snapshot
+from yolorep import BlockError, FoldError, HostError, deploy, expand
+
+STOCK = "yolov5n.yaml"
+
+
+@pytest.mark.parametrize("inplace", [True, False])
+def test_a_failed_deploy_leaves_the_whole_model(rep: nn.Module, inplace: bool) -> None:
+    rep.model[8].m[0].cv2.branch_identity.train()
+    before = snapshot(rep)
+    with pytest.raises(FoldError, match=r"^model\.8\.m\.0\.cv2\.branch_identity: .*training mode"):
+        deploy(rep, inplace=inplace)
+    assert_untouched(before, rep)
+
+
+def test_deploy_tells_overflow_with_its_path(rep: nn.Module) -> None:
+    rep.half()
+    nn.init.constant_(rep.model[3].branch_1x1.bn.weight, 6e4)
+    nn.init.constant_(rep.model[3].branch_1x1.conv.weight, 6e4)
+    with pytest.raises(FoldError, match=r"^model\.3: .*not finite in torch\.float16"):
+        deploy(rep)
+
+
+def test_a_failed_expand_leaves_the_whole_model(stock: nn.Module) -> None:
+    """The stem's kernel is even: no 1x1 branch fits beside it."""
+    before = snapshot(stock)
+    with pytest.raises(BlockError, match=r"^model\.0: a 1x1 branch does not fit .* accepted: odd kernels"):
+        expand(stock, select=[1, 0], inplace=True)
+    assert_untouched(before, stock)
+
+
+def sequential(stock: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
+
+
+NOT_EXPANDED: dict[str, tuple[Callable[[nn.Module], nn.Module], dict[str, Any], str]] = {
+    "foreign": (sequential, {}, "Sequential has no convolution layer of ultralytics or YOLOv5; accepted"),
+    "fused": (lambda stock: stock.fuse(verbose=False), {}, r"is fused .*expand it before fuse\(\)"),
+    "expanded": (expand, {}, r"is already expanded, by {'block': 'repvgg'.*deploy\(\) it first"),
+    "expanded-in-part": (lambda stock: expand(stock, select=1), {"select": 3}, "is already expanded"),
+    "no-match": (lambda stock: stock, {"select": ["model.99.*"]}, r"select=\['model.99.\*'\] matches none of the"),
+    "no-match-index": (lambda stock: stock, {"select": 99}, "select=99 matches none"),
+    "no-match-function": (lambda stock: stock, {"select": lambda name, layer: False}, "matches none"),
+}
+
+
+@pytest.mark.parametrize("case", NOT_EXPANDED)
+def test_expand_refuses_in_one_sentence(stock: nn.Module, case: str) -> None:
+    prepare, options, message = NOT_EXPANDED[case]
+    with pytest.raises(HostError, match=message) as caught:
+        expand(prepare(stock), **options)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("options", [{"block": "x"}, {"identity": "x"}], ids=str)
+def test_expand_refuses_unknown_options(stock: nn.Module, options: dict[str, str]) -> None:
+    with pytest.raises(BlockError, match="unknown; accepted"):
+        expand(stock, **options)
+
+
+def test_a_policy_that_selects_nothing_is_refused() -> None:
+    tasks = pytest.importorskip("ultralytics.nn.tasks")
+    yaml = {**tasks.yaml_model_load(STOCK), "rep": {"select": ["model.99.*"]}}
+    with pytest.raises(BlockError, match=r"rep: select \['model.99.\*'\] matches none of the \d+ stock convolutions"):
+        tasks.DetectionModel(yaml, verbose=False)
