@@ -3,7 +3,7 @@
     python benchmarks/accuracy.py path/to/data.yaml --seeds 0 1 2 --epochs 40 --imgsz 320
 
 Runs are made in pairs, stock and rep of one seed side by side with one thread each, so that both meet the same load.
-Writes one JSON file with every epoch of every run, and a plot.
+A run that is finished in --runs is taken as it is. Writes one JSON file with every epoch of every run, and a plot.
 """
 
 from __future__ import annotations
@@ -15,13 +15,21 @@ import os
 import platform
 import subprocess
 import sys
-import time
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from statistics import mean, stdev
 
 METRICS = {"mAP50": "metrics/mAP50(B)", "mAP50-95": "metrics/mAP50-95(B)"}
+
+
+def epochs_of(model: str, seed: int, runs: Path) -> list[dict[str, float]]:
+    """Every epoch that a run has finished, as the host recorded it."""
+    file = runs / f"{Path(model).stem}-seed{seed}" / "results.csv"
+    if not file.is_file():
+        return []
+    with file.open() as rows:
+        return [{key.strip(): float(value) for key, value in row.items()} for row in csv.DictReader(rows)]
 
 
 def start(model: str, seed: int, options: argparse.Namespace, runs: Path) -> subprocess.Popen[bytes]:
@@ -35,11 +43,10 @@ def start(model: str, seed: int, options: argparse.Namespace, runs: Path) -> sub
 
 
 def result(model: str, seed: int, runs: Path) -> dict[str, object]:
-    """Every epoch of a finished run; the figures are those of the epoch that the host kept as best.pt."""
-    with (runs / f"{Path(model).stem}-seed{seed}" / "results.csv").open() as file:
-        epochs = [{key.strip(): float(value) for key, value in row.items()} for row in csv.DictReader(file)]
-    best = max(epochs, key=lambda e: 0.1 * e[METRICS["mAP50"]] + 0.9 * e[METRICS["mAP50-95"]])
-    curves = {name: [e[key] for e in epochs] for name, key in METRICS.items()}
+    """A finished run; its figures are those of the epoch with the best mAP50-95, which the host kept as best.pt."""
+    epochs = epochs_of(model, seed, runs)
+    best = max(epochs, key=lambda epoch: epoch[METRICS["mAP50-95"]])
+    curves = {name: [epoch[key] for epoch in epochs] for name, key in METRICS.items()}
     figures = {name: best[key] for name, key in METRICS.items()}
     return {"model": model, "seed": seed, **figures, "seconds": epochs[-1]["time"], "curves": curves}
 
@@ -87,20 +94,20 @@ def main() -> None:
     options = parser.parse_args()
     runs = options.runs.resolve()
     runs.mkdir(parents=True, exist_ok=True)
-    results, begun = [], time.time()
+    results = []
     for seed in options.seeds:
-        for process in [start(model, seed, options, runs) for model in options.models]:
+        missing = [m for m in options.models if len(epochs_of(m, seed, runs)) < options.epochs]
+        for process in [start(model, seed, options, runs) for model in missing]:
             if process.wait():
                 sys.exit(f"a run of seed {seed} failed; its log is in {runs}")
         results += [result(model, seed, runs) for model in options.models]
     packages = {name: version(name) for name in ("yolorep", "ultralytics", "torch", "numpy")}
     record = {
         "date": date.today().isoformat(),
-        "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
+        "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count(), "threads_per_run": options.threads},
         "python": platform.python_version(),
         "packages": packages,
         "schedule": {"epochs": options.epochs, "imgsz": options.imgsz, "data": Path(options.data).parent.name},
-        "hours": (time.time() - begun) / 3600,
         "summary": summary(results, options.models),
         "runs": results,
     }
