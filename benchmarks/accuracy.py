@@ -33,6 +33,7 @@ def epochs_of(model: str, seed: int, runs: Path) -> list[dict[str, float]]:
 
 
 def start(model: str, seed: int, options: argparse.Namespace, runs: Path) -> subprocess.Popen[bytes]:
+    """Train in a process of its own, its output in a log beside its folder."""
     name = f"{Path(model).stem}-seed{seed}"
     command = [sys.executable, "-m", "yolorep", "train", f"model={model}", f"data={options.data}"]
     command += [f"imgsz={options.imgsz}", f"epochs={options.epochs}", f"seed={seed}", "device=cpu", "workers=1"]
@@ -52,6 +53,7 @@ def result(model: str, seed: int, runs: Path) -> dict[str, object]:
 
 
 def summary(results: list[dict], models: list[str]) -> dict[str, dict]:
+    """Mean and standard deviation over the seeds, by model and figure."""
     table = {}
     for model in models:
         mine = [r for r in results if r["model"] == model]
@@ -63,6 +65,7 @@ def summary(results: list[dict], models: list[str]) -> dict[str, dict]:
 
 
 def plot(results: list[dict], models: list[str], file: Path) -> None:
+    """Draw the figures of every run over its epochs."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -82,6 +85,7 @@ def plot(results: list[dict], models: list[str], file: Path) -> None:
 
 
 def main() -> None:
+    """Run what is missing, and record all of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data")
     parser.add_argument("--models", nargs="+", default=["yolov5n.yaml", "yolov5n-rep.yaml"])
@@ -104,7 +108,11 @@ def main() -> None:
     packages = {name: version(name) for name in ("yolorep", "ultralytics", "torch", "numpy")}
     record = {
         "date": date.today().isoformat(),
-        "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count(), "threads_per_run": options.threads},
+        "machine": {
+            "processor": platform.processor() or platform.machine(),
+            "cores": os.cpu_count(),
+            "threads_per_run": options.threads,
+        },
         "python": platform.python_version(),
         "packages": packages,
         "schedule": {"epochs": options.epochs, "imgsz": options.imgsz, "data": Path(options.data).parent.name},
