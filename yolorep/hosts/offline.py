@@ -54,7 +54,8 @@ def _refuse_downloads(downloads: ModuleType) -> None:
         except HostError:
             raise HostError(f"{file} does not exist and is not downloaded; accepted: a file") from None
 
-    _replace({"safe_download": _refuse, "get_github_assets": _refuse, "attempt_download_asset": find_on_disk}, downloads)
+    refused = dict.fromkeys(("safe_download", "get_github_assets"), _refuse)
+    _replace({**refused, "attempt_download_asset": find_on_disk}, downloads)
 
 
 def _replace(replacements: dict[str, Any], module: ModuleType) -> None:
