@@ -46,6 +46,8 @@ def _give_font(checks: ModuleType) -> None:
 
 def _refuse_downloads(downloads: ModuleType) -> None:
     """ultralytics looks online for a model that is missing, whatever its switch says (and has one since 8.4 only)."""
+    if downloads.safe_download is _refuse:
+        return
     find = downloads.attempt_download_asset
 
     def find_on_disk(file: Any, *args: Any, **kwargs: Any) -> Any:
