@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.helpers import ROOT
 
 # Everything but the loopback raises, and says so, so that a host that catches the error is found out too.
@@ -47,6 +49,8 @@ def run(python: str, *arguments: object, cwd: Path, code: int = 0, **env: str) -
     command = [sys.executable, "-c", python, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd, timeout=600)
     printed = done.stdout + done.stderr
+    if "No module named 'IPython'" in printed:  # which YOLOv5 v7.0 needs where yolorep does not run it
+        pytest.skip("optional host: this tree needs IPython")
     assert done.returncode == code, printed[-4000:]
     assert "NETWORK" not in printed, printed[-4000:]
     return printed

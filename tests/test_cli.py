@@ -1,4 +1,4 @@
-"""The command line as a user meets it: what it lists, what it says of wrong input, and that it stays off the network."""
+"""The command line as a user meets it: what it lists, what it says of wrong input, that it stays off the network."""
 
 from __future__ import annotations
 
@@ -8,7 +8,20 @@ import pytest
 
 from tests.processes import yolorep
 
-COMMANDS = ["train", "val", "predict", "export", "yolov5", "expand", "deploy", "verify", "bench", "blocks", "patch", "demo"]
+COMMANDS = [
+    "train",
+    "val",
+    "predict",
+    "export",
+    "yolov5",
+    "expand",
+    "deploy",
+    "verify",
+    "bench",
+    "blocks",
+    "patch",
+    "demo",
+]
 
 
 def test_help_lists_every_command(tmp_path: Path) -> None:

@@ -167,7 +167,9 @@ def test_wrong_input_is_one_sentence_and_no_file(
     assert {path: path.read_bytes() for path in folder.iterdir() if path.is_file()} == files
 
 
-def test_deploy_writes_nothing_when_the_proof_fails(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deploy_writes_nothing_when_the_proof_fails(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def wrong(model: torch.nn.Module) -> torch.nn.Module:
         result = yolorep.deploy(model)
         with torch.no_grad():
@@ -180,7 +182,9 @@ def test_deploy_writes_nothing_when_the_proof_fails(folder: Path, tmp_path: Path
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_interrupted_write_leaves_the_old_file(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_write_leaves_the_old_file(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "out.pt"
     out.write_bytes(b"old")
     save = torch.save
@@ -199,7 +203,7 @@ def test_an_interrupted_write_leaves_the_old_file(folder: Path, tmp_path: Path, 
 def test_half_refuses_what_does_not_fit(folder: Path, tmp_path: Path) -> None:
     checkpoint = checkpoints.load(folder / "stock.pt")
     checkpoint.model.model[0].bn.running_var[0] = 1e6
-    with pytest.raises(CheckpointError, match="model.0.bn.running_var does not fit float16"):
+    with pytest.raises(CheckpointError, match=r"model\.0\.bn.running_var does not fit float16"):
         checkpoints.save(checkpoint, checkpoint.model, tmp_path / "out.pt", half=True)
 
 

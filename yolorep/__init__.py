@@ -8,12 +8,10 @@ from yolorep.hosts import install as _install
 from yolorep.surgery import deploy, expand
 from yolorep.verify import Report, verify
 
-
-
 __all__ = [
+    "C3",
     "BlockError",
     "Bottleneck",
-    "C3",
     "CheckpointError",
     "Conv_C3",
     "FoldError",
@@ -21,6 +19,7 @@ __all__ = [
     "Report",
     "VerifyError",
     "YolorepError",
+    "__version__",
     "deploy",
     "expand",
     "fold",

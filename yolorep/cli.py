@@ -21,7 +21,9 @@ app = typer.Typer(
     help="Structural re-parameterization for YOLO: train with many branches, ship a plain YOLO.",
 )
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
-Repo = Annotated[Path | None, typer.Option(help="A YOLOv5 tree; by default the working directory, then the yolov5 package.")]
+Repo = Annotated[
+    Path | None, typer.Option(help="A YOLOv5 tree; by default the working directory, then the yolov5 package.")
+]
 
 Source = Annotated[Path, typer.Argument(metavar="IN", help="A checkpoint (.pt) of ultralytics or YOLOv5.")]
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="The file to write.")]
@@ -55,7 +57,7 @@ def export(context: typer.Context) -> None:
 
 @app.command(context_settings={**PASS_ON, "allow_interspersed_args": False})  # after SCRIPT, all is the script's
 def yolov5(context: typer.Context, script: str, repo: Repo = None) -> None:
-    """Run an unmodified script of a YOLOv5 tree (train.py, val.py, detect.py, export.py) with rep models known to it."""
+    """Run an unmodified script of a YOLOv5 tree (train.py, val.py, detect.py, export.py) that knows rep models."""
     from yolorep.hosts.launcher import run_script
 
     run_script(script, context.args, repo)

@@ -8,7 +8,15 @@ from typing import Any
 
 from typer.core import TyperCommand
 
-Precision = Enum("Precision", {name: name for name in ("float32", "bfloat16", "half")}, type=str)  # type: ignore[misc]
+
+class Precision(str, Enum):
+    """Number formats to time in."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    half = "half"
+
+
 LISTS: dict[str, Callable[[str], bool]] = {
     "--batch": str.isdigit,
     "--imgsz": str.isdigit,

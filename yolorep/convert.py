@@ -37,7 +37,9 @@ def expand_file(
     expanded = expand(checkpoint.model, block, identity=identity, select=select)
     _accept(verify(checkpoint.model, expanded), console)
     checkpoints.save(checkpoint, expanded, out, half=half)
-    console.print(f"{len(rep_blocks(expanded))} layers expanded; {_size(checkpoint.model)} → {_size(expanded)}; wrote {out}")
+    console.print(
+        f"{len(rep_blocks(expanded))} layers expanded; {_size(checkpoint.model)} → {_size(expanded)}; wrote {out}"
+    )
 
 
 def deploy_file(
@@ -107,7 +109,9 @@ def _accept(report: Report, console: Console) -> None:
     if not report.ok:
         console.print(report)
         raise VerifyError(f"error {report.max_rel:.1e} is out of tolerance ({report.tolerance:g}); nothing was written")
-    console.print(f"verified: largest relative error {report.max_rel:.1e} over {len(report.rows) - 1} blocks and end to end")
+    console.print(
+        f"verified: largest relative error {report.max_rel:.1e} over {len(report.rows) - 1} blocks and end to end"
+    )
 
 
 def _size(model: nn.Module) -> str:

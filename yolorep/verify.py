@@ -96,9 +96,8 @@ def verify(before: nn.Module, after: nn.Module, x: Tensor | None = None) -> Repo
             stack.callback(_counterpart(before, name).register_forward_hook(hook).remove)
         expected, got = _tensors(before(x)), _tensors(after(x))
     if [t.shape for t in expected] != [t.shape for t in got]:
-        raise VerifyError(
-            f"the models have different outputs: {[tuple(t.shape) for t in expected]} and {[tuple(t.shape) for t in got]}"
-        )
+        shapes = [[tuple(t.shape) for t in output] for output in (expected, got)]
+        raise VerifyError(f"the models have different outputs: {shapes[0]} and {shapes[1]}")
     rows.append(_row(END_TO_END, expected, got))
     return Report(tuple(rows), x.dtype, TOLERANCE.get(x.dtype))
 

@@ -47,7 +47,9 @@ def load(path: Path, repo: Path | None = None) -> Checkpoint:
     content = content if isinstance(content, dict) else {"model": content}
     model = content.get("ema") or content.get("model")
     if not isinstance(model, nn.Module):
-        raise CheckpointError(f"{path} holds no model but {type(model).__name__}; accepted: a checkpoint of either host")
+        raise CheckpointError(
+            f"{path} holds no model but {type(model).__name__}; accepted: a checkpoint of either host"
+        )
     if experimental is not None:
         model = experimental.attempt_load(str(path), fuse=False)  # brings a model of an older tree up to date
     return Checkpoint(Path(path), host, content, model.float().eval())
@@ -87,8 +89,8 @@ def save(checkpoint: Checkpoint, model: nn.Module, out: Path, *, half: bool = Fa
             raise CheckpointError(f"{wrong[0]} does not fit float16; write it without --half")
     content = {key: None if key in OF_THE_RUN else value for key, value in checkpoint.content.items()}
     content["model"] = model
-    with safer.open(out, "wb", temp_file=True) as file:
-        torch.save(content, file)
+    with safer.open(out, "wb", temp_file=True) as file:  # all of the file or none of it
+        torch.save(content, file)  # type: ignore[arg-type]
 
 
 def check_target(source: Path, out: Path, *, overwrite: bool) -> None:

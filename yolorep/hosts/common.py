@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import nn
 
+from yolorep import rows
 from yolorep.errors import HostError
-from yolorep.surgery import deploy, evaluating, rep_blocks
+from yolorep.surgery import deploy, evaluating, grow_planned_, rep_blocks
 
 
 def fuse_after_deploy(original: Any, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -21,6 +22,16 @@ def fuse_after_deploy(original: Any, model: nn.Module, *args: Any, **kwargs: Any
         with evaluating(model):
             deploy(model, inplace=True)
     return original(model, *args, **kwargs)
+
+
+def parse_planned(original: Any, dialect: rows.Dialect, d: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    """A host's `parse_model`: it builds the stock model that stands in for `d`, on which the blocks are then grown."""
+    plan = rows.plan(d, dialect)
+    if not plan.is_rep:
+        return original(d, *args, **kwargs)
+    layers, save = original(plan.stock, *args, **kwargs)
+    grow_planned_(layers, plan)
+    return layers, save
 
 
 def require(module: ModuleType, *names: str, supported: str) -> None:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -98,7 +99,9 @@ def detector(checkpoint: Path, imgsz: int, repo: Path | None = None) -> Detector
     return _yolov5_detector(checkpoint, imgsz, repo)
 
 
-def mean_average_precision(checkpoint: Path, data: Path, *, imgsz: int, repo: Path | None = None) -> tuple[float, float]:
+def mean_average_precision(
+    checkpoint: Path, data: Path, *, imgsz: int, repo: Path | None = None
+) -> tuple[float, float]:
     """(mAP50, mAP50-95) of a checkpoint as it is stored, by the host's own validation.
 
     Raises:
@@ -132,7 +135,8 @@ def _ultralytics_detector(checkpoint: Path, imgsz: int) -> Detector:
 
     def detect(image: Path) -> Tensor:
         with unfused():
-            return model.predict(image, imgsz=imgsz, verbose=False, save=False)[0].boxes.data.cpu()
+            result: Any = model.predict(image, imgsz=imgsz, verbose=False, save=False)
+        return result[0].boxes.data.cpu()
 
     return detect
 

@@ -6,10 +6,9 @@ from types import ModuleType
 from typing import Any
 
 from yolorep import rows
-from yolorep.hosts.common import fuse_after_deploy, require
+from yolorep.hosts.common import fuse_after_deploy, parse_planned, require
 from yolorep.hosts.hooks import Hooks
 from yolorep.hosts.library import find_yaml
-from yolorep.surgery import grow_planned_
 
 MODULE = "ultralytics.nn.tasks"
 
@@ -28,13 +27,8 @@ def attach(tasks: ModuleType) -> Hooks:
     return hooks
 
 
-def _parse_model(original: Any, d: dict[str, Any], ch: Any, *args: Any, **kwargs: Any) -> Any:
-    plan = rows.plan(d, rows.ULTRALYTICS)
-    if not plan.is_rep:
-        return original(d, ch, *args, **kwargs)
-    layers, save = original(plan.stock, ch, *args, **kwargs)
-    grow_planned_(layers, plan)
-    return layers, save
+def _parse_model(original: Any, *args: Any, **kwargs: Any) -> Any:
+    return parse_planned(original, rows.ULTRALYTICS, *args, **kwargs)
 
 
 def _check_yaml(original: Any, file: Any, *args: Any, **kwargs: Any) -> Any:

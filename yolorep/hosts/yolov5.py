@@ -11,10 +11,10 @@ from torch import nn
 
 from yolorep import rows
 from yolorep.errors import HostError
-from yolorep.hosts.common import fuse_after_deploy, require
+from yolorep.hosts.common import fuse_after_deploy, parse_planned, require
 from yolorep.hosts.hooks import Hooks
 from yolorep.hosts.tree import SUPPORTED
-from yolorep.surgery import grow_planned_, stock_convs
+from yolorep.surgery import stock_convs
 
 # Other projects have a `models.yolo` too, some with a `parse_model`; they have neither of these.
 MARKS = ("BaseModel", "check_yaml")
@@ -39,13 +39,8 @@ def attach(yolo: ModuleType) -> Hooks:
     return hooks
 
 
-def _parse_model(original: Any, d: dict[str, Any], ch: list[int], *args: Any, **kwargs: Any) -> Any:
-    plan = rows.plan(d, rows.YOLOV5)
-    if not plan.is_rep:
-        return original(d, ch, *args, **kwargs)
-    layers, save = original(plan.stock, ch, *args, **kwargs)
-    grow_planned_(layers, plan)
-    return layers, save
+def _parse_model(original: Any, *args: Any, **kwargs: Any) -> Any:
+    return parse_planned(original, rows.YOLOV5, *args, **kwargs)
 
 
 def _fuse(yolo: ModuleType, original: Any, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
