@@ -89,12 +89,6 @@ def rep(detector: Callable[[str], nn.Module]) -> nn.Module:
     return detector("yolov5n-rep.yaml")
 
 
-@pytest.fixture
-def randomize_() -> Callable[[nn.Module], nn.Module]:
-    """`helpers.randomize_`, for tests that need it without an import."""
-    return helpers.randomize_
-
-
 @functools.cache
 def _detector(yaml: str) -> nn.Module:
     from ultralytics.nn.tasks import DetectionModel

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from tests.helpers import assert_same, randomize_, relative_error
 from yolorep import FoldError, fold
@@ -142,6 +143,33 @@ class Residual(nn.Sequential):
         return x + super().forward(x)
 
 
+class DoubledInside(nn.Conv2d):
+    """A convolution whose forward is torch's, and what that calls is not."""
+
+    def _conv_forward(self, *arguments) -> Tensor:
+        return 2 * super()._conv_forward(*arguments)
+
+
+def with_forward(module: nn.Module, name: str = "forward") -> nn.Module:
+    """`module` with a method replaced on the object, as some libraries patch layers."""
+    plain = getattr(module, name)
+    setattr(module, name, lambda *arguments: 2 * plain(*arguments))
+    return module
+
+
+def hooked(module: nn.Module, before: bool = False) -> nn.Module:
+    """`module` with a hook that changes what it computes."""
+    if before:
+        module.register_forward_pre_hook(lambda module, inputs: (2 * inputs[0],))
+    else:
+        module.register_forward_hook(lambda module, inputs, output: 2 * output)
+    return module
+
+
+def pruned(module: nn.Module) -> nn.Module:
+    return prune.l1_unstructured(module, "weight", 0.5)
+
+
 def training(module: nn.Module) -> nn.Module:
     """Evaluation mode everywhere but in the innermost batch norms and dropouts."""
     module.eval()
@@ -203,6 +231,26 @@ NOT_FOLDED = {
     "conv-subclass": (lambda: seq(Doubled(6, 6, 1)), "^0: Doubled"),
     "batch-norm-subclass": (lambda: seq(conv(6, 6), ActiveNorm(6)), "^1: ActiveNorm"),
     "sequential-subclass": (lambda: named(block=Residual(conv(6, 6, 1))), "^block: Residual"),
+    "conv-subclass-inside": (lambda: seq(DoubledInside(6, 6, 1)), "^0: DoubledInside is a Conv2d with a forward of"),
+    "conv-forward-replaced": (
+        lambda: seq(with_forward(conv(6, 6))),
+        "^0: Conv2d .*a forward of its own",
+    ),
+    "conv-inside-replaced": (lambda: seq(with_forward(conv(6, 6), "_conv_forward")), "^0: Conv2d .*of its own"),
+    "batch-norm-forward-replaced": (lambda: seq(conv(6, 6), with_forward(nn.BatchNorm2d(6))), "^1: .*of its own"),
+    "hook": (lambda: hooked(conv(6, 6)), "^Conv2d has forward hooks.*remove them first"),
+    "hook-deep": (
+        lambda: named(a=conv(6, 6), b=named(bn=hooked(nn.BatchNorm2d(6)))),
+        r"^b\.bn: BatchNorm2d has forward",
+    ),
+    "hook-on-a-nest": (lambda: named(a=hooked(named(conv=conv(6, 6)))), "^a: Sequential has forward hooks"),
+    "hook-before": (lambda: seq(hooked(conv(6, 6), before=True)), "^0: Conv2d has forward hooks"),
+    "hook-on-a-branch": (lambda: Sum({"a": hooked(conv(6, 6)), "b": conv(6, 6)}), "^a: Conv2d has forward hooks"),
+    "hook-on-an-identity": (lambda: seq(conv(6, 6), hooked(nn.Identity())), "^1: Identity has forward hooks"),
+    "pruned": (lambda: seq(pruned(conv(6, 6))), r"^0: Conv2d has forward hooks.*prune\.remove"),
+    "nonlinear-hooked": (lambda: seq(conv(6, 6), hooked(nn.ReLU())), "^1: ReLU is not a linear layer"),
+    "batch-norm-1d": (lambda: seq(conv(6, 6), nn.BatchNorm1d(6)), "^1: BatchNorm1d is not .*accepted: .*BatchNorm2d"),
+    "batch-norm-3d": (lambda: seq(conv(6, 6), nn.BatchNorm3d(6)), "^1: BatchNorm3d is not"),
     "transposed": (lambda: nn.ConvTranspose2d(6, 6, 1), "ConvTranspose2d is not"),
 }
 
@@ -214,8 +262,27 @@ def test_fold_refuses_with_the_path_of_the_layer_at_fault(case: str) -> None:
     module.train(module.training and case.endswith("training"))
     if case.endswith("training"):
         training(module)
-    with pytest.raises(FoldError, match=message):
+    with pytest.raises(FoldError, match=message) as caught:
         fold(module)
+    assert module.get_submodule(caught.value.path) is not None
+
+
+def test_fold_takes_a_pruned_layer_once_pruning_is_made_permanent() -> None:
+    module = prune.remove(pruned(conv(6, 8)), "weight").eval()
+    x = torch.randn(1, 6, 9, 9)
+    assert_same(module(x), fold(module)(x))
+
+
+def test_fold_under_inference_mode_can_be_trained() -> None:
+    module = randomize_(FOLDED["1x1-bn-pad-kxk"]()).eval()
+    with torch.inference_mode():
+        folded = fold(module)
+    assert not any(p.is_inference() for p in folded.parameters())
+    assert all(p.is_leaf and p.requires_grad for p in folded.parameters())
+    x = torch.randn(1, 6, 9, 9)
+    assert_same(module(x), folded(x))
+    folded(x).sum().backward()
+    torch.optim.SGD(folded.parameters(), 0.1).step()
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)

@@ -14,7 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import product
 from math import gcd
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -91,24 +93,16 @@ def compose(first: Kernel, second: Kernel) -> Kernel:
     free = not first.groups
     groups = 0 if free else gcd(first.groups, second.groups)
     w1, w2 = (first.weight, second.weight) if free else (regroup(first, groups), regroup(second, groups))
-    parts = max(groups, 1)
-    grid = [_composed_axis(first, second, axis) for axis in (0, 1)]
-    (height, step1h, step2h, dh), (width, step1w, step2w, dw) = grid
-    out, mid, cin = w2.shape[0] // parts, w2.shape[1], w1.shape[1]
-    w1, w2 = w1.reshape(parts, mid, cin, *first.size), w2.reshape(parts, out, mid, *second.size)
-    weight = w1.new_zeros(parts, out, cin, height, width)
-    for i in range(second.size[0]):
-        for j in range(second.size[1]):
-            rows = slice(i * step2h, i * step2h + (first.size[0] - 1) * step1h + 1, step1h)
-            cols = slice(j * step2w, j * step2w + (first.size[1] - 1) * step1w + 1, step1w)
-            weight[..., rows, cols] += torch.einsum("gom,gmchw->gochw", w2[..., i, j], w1)
-    bias = torch.einsum("gom,gm->go", w2.sum((-2, -1)), first.bias.reshape(parts, mid)).flatten() + second.bias
+    # (groups, out, in, kh, kw): the second's input channels are the first's output channels, within each group.
+    w1, w2 = (w.reshape(max(groups, 1), -1, *w.shape[1:]) for w in (w1, w2))
+    rows, cols = (_composed_axis(first, second, axis) for axis in (0, 1))
+    through = torch.einsum("gom,gm->go", w2.sum((-2, -1)), first.bias.reshape(w1.shape[:2]))
     return Kernel(
-        weight.flatten(0, 1),
-        bias,
+        _composed_weight(w1, w2, rows, cols).flatten(0, 1),
+        through.flatten() + second.bias,
         stride=_pair(lambda a: first.stride[a] * second.stride[a]),
         padding=_pair(lambda a: first.padding[a] + first.stride[a] * second.padding[a]),
-        dilation=(dh, dw),
+        dilation=(rows.dilation, cols.dilation),
         groups=groups,
         padding_mode=mode,
         moments=second.moments,
@@ -167,13 +161,37 @@ def _pair(value: Callable[[int], int]) -> Pair:
     return value(0), value(1)
 
 
-def _composed_axis(first: Kernel, second: Kernel, axis: int) -> tuple[int, int, int, int]:
-    """(taps, step of the first's taps, step of the second's, dilation) of the composed kernel along one axis."""
+class _ComposedAxis(NamedTuple):
+    """The taps of a composed kernel along one axis: how many, and how far apart the taps of either part lie in them."""
+
+    taps: int
+    step1: int
+    step2: int
+    dilation: int
+
+    def of_first(self, tap2: int, size1: int) -> slice:
+        """Where the first kernel's `size1` taps lie, as read by one tap of the second."""
+        start = tap2 * self.step2
+        return slice(start, start + (size1 - 1) * self.step1 + 1, self.step1)
+
+
+def _composed_weight(w1: Tensor, w2: Tensor, rows: _ComposedAxis, cols: _ComposedAxis) -> Tensor:
+    """(groups, out, in, height, width) from (groups, mid, in, kh1, kw1) followed by (groups, out, mid, kh2, kw2)."""
+    groups, out, _, height2, width2 = w2.shape
+    height1, width1 = w1.shape[-2:]
+    weight = w1.new_zeros(groups, out, w1.shape[2], rows.taps, cols.taps)
+    for i, j in product(range(height2), range(width2)):
+        read = torch.einsum("gom,gmchw->gochw", w2[..., i, j], w1)
+        weight[..., rows.of_first(i, height1), cols.of_first(j, width1)] += read
+    return weight
+
+
+def _composed_axis(first: Kernel, second: Kernel, axis: int) -> _ComposedAxis:
     reach1, reach2 = first.dilation[axis], first.stride[axis] * second.dilation[axis]
     many1, many2 = first.size[axis] > 1, second.size[axis] > 1
     dilation = gcd(reach1 * many1, reach2 * many2) or 1
     span = (first.size[axis] - 1) * reach1 + (second.size[axis] - 1) * reach2
-    return span // dilation + 1, max(reach1 // dilation, 1), max(reach2 // dilation, 1), dilation
+    return _ComposedAxis(span // dilation + 1, max(reach1 // dilation, 1), max(reach2 // dilation, 1), dilation)
 
 
 def _composed_padding_mode(first: Kernel, second: Kernel) -> str:

@@ -13,6 +13,7 @@ from yolorep.algebra import Kernel
 from yolorep.fold import cast, exact
 
 
+@torch.inference_mode(False)  # so that what is folded under inference mode can still be trained
 def calibrated(kernel: Kernel, dense: _BatchNorm) -> tuple[Kernel, _BatchNorm]:
     """`kernel` as a kernel without bias and a batch norm after it: exactly the same in evaluation, any scale given.
 
@@ -30,14 +31,20 @@ def calibrated(kernel: Kernel, dense: _BatchNorm) -> tuple[Kernel, _BatchNorm]:
     if kernel.moments is not None and dense.running_var is not None:
         beta = kernel.moments.mean
         scale, var = _scale(kernel.moments.var, dense)
-    place: dict[str, Any] = {"device": dense.weight.device, "dtype": dense.weight.dtype}
-    norm = type(dense)(kernel.out_channels, eps=eps, momentum=dense.momentum, **place).train(dense.training)
     values = {
         "weight": scale * (var + eps).sqrt(),
         "bias": beta,
         "running_mean": (beta - kernel.bias) / scale,
         "running_var": var,
     }
+    weight = kernel.weight / scale[:, None, None, None]
+    return replace(kernel, weight=weight, bias=torch.zeros_like(beta), moments=None), _norm_like(dense, values)
+
+
+def _norm_like(dense: _BatchNorm, values: dict[str, Tensor]) -> _BatchNorm:
+    """A batch norm that is as `dense` in everything but its `values`, by name, each (channels,)."""
+    place: dict[str, Any] = {"device": dense.weight.device, "dtype": dense.weight.dtype}
+    norm = type(dense)(dense.num_features, eps=dense.eps, momentum=dense.momentum, **place).train(dense.training)
     for name, value in values.items():
         target = getattr(norm, name)
         target.data = cast(value, target)
@@ -45,8 +52,7 @@ def calibrated(kernel: Kernel, dense: _BatchNorm) -> tuple[Kernel, _BatchNorm]:
         norm.num_batches_tracked = dense.num_batches_tracked.clone()
     for name, parameter in norm.named_parameters():
         parameter.requires_grad = getattr(dense, name).requires_grad
-    weight = kernel.weight / scale[:, None, None, None]
-    return replace(kernel, weight=weight, bias=torch.zeros_like(beta), moments=None), norm
+    return norm
 
 
 def _scale(out_var: Tensor, dense: _BatchNorm) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,6 @@ from functools import singledispatch
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from yolorep.algebra import Kernel, Moments, add, compose, has_values
 from yolorep.errors import FoldError
@@ -28,12 +27,14 @@ def fold(module: nn.Module) -> nn.Conv2d:
     in evaluation mode. `module` is left as it is.
 
     Raises:
-        FoldError: `module` is in training mode where that matters, is not linear, or is not one convolution at the
-            border; the message begins with the path of the layer at fault.
+        FoldError: `module` is in training mode where that matters, is not linear, is not one convolution at the border,
+            or has a layer with forward hooks or a forward of its own; the message begins with the path of the layer
+            at fault.
     """
     return to_conv(_layer_kernel(module), like=_reference(module))
 
 
+@torch.inference_mode(False)  # so that what is folded under inference mode can still be trained
 def to_conv(kernel: Kernel, like: Tensor | None = None) -> nn.Conv2d:
     """`kernel` as an `nn.Conv2d` with the dtype, device, memory format and `requires_grad` of the weight `like`.
 
@@ -96,8 +97,8 @@ def _(module: nn.Conv2d) -> Kernel:
 
 
 @kernel_of.register(nn.SyncBatchNorm)
-@kernel_of.register(_BatchNorm)
-def _(module: _BatchNorm) -> Kernel:
+@kernel_of.register(nn.BatchNorm2d)
+def _(module: nn.BatchNorm2d | nn.SyncBatchNorm) -> Kernel:
     """y = (x - mean) / sqrt(var + eps) * gamma + beta, one pointwise filter a channel."""
     if module.training:
         raise FoldError(f"{type(module).__name__} is in training mode; call .eval() first")
@@ -147,7 +148,12 @@ def _(module: nn.AvgPool2d) -> Kernel:
 
 @kernel_of.register
 def _(module: nn.Sequential) -> Kernel:
-    kernels = children_kernels(module.named_children())
+    return chain_of(module.named_children())
+
+
+def chain_of(layers: Iterable[tuple[str, nn.Module]]) -> Kernel:
+    """The kernel of named layers one after the other; of none, the identity."""
+    kernels = children_kernels(layers)
     if not kernels:
         return kernel_of(nn.Identity())
     result = kernels[0][1]
@@ -161,7 +167,11 @@ def _(module: nn.Sequential) -> Kernel:
 
 def sum_of(branches: Iterable[tuple[str, nn.Module]]) -> Kernel:
     """The kernel of the sum of named branches."""
-    kernels = [kernel for _, kernel in children_kernels(branches)]
+    return summed([kernel for _, kernel in children_kernels(branches)])
+
+
+def summed(kernels: list[Kernel]) -> Kernel:
+    """`add` for kernels of which some, without tensors of their own, may be on another device."""
     if not kernels:
         raise FoldError("a sum with no branch has no output")
     first = next((k for k in kernels if k.groups), kernels[0])
@@ -191,11 +201,25 @@ def is_channels_last(weight: Tensor) -> bool:
 
 
 def _layer_kernel(module: nn.Module) -> Kernel:
-    """The kernel of a layer, unless a subclass of a known layer computes something else than that layer does."""
+    """The kernel of a layer, unless what it computes can be something else than its type says."""
+    name = type(module).__name__
     known = next((kind for kind in type(module).__mro__ if kind in kernel_of.registry and kind is not object), None)
-    if known is not None and type(module).forward is not known.forward:  # type: ignore[attr-defined]
-        raise FoldError(f"{type(module).__name__} is a {known.__name__} with a forward of its own, linear or not")
+    if known is not None and _has_own_forward(module, known):
+        raise FoldError(f"{name} is a {known.__name__} with a forward of its own, linear or not")
+    if known is not None and (module._forward_hooks or module._forward_pre_hooks):
+        raise FoldError(
+            f"{name} has forward hooks, which can change what it computes; remove them first "
+            "(those of pruning by prune.remove, of the older weight_norm by remove_weight_norm)"
+        )
     return kernel_of(module)
+
+
+def _has_own_forward(module: nn.Module, known: type) -> bool:
+    """Whether the class of `module`, or `module` itself, replaces a method by which the `known` layer computes."""
+    return any(
+        name in vars(module) or getattr(type(module), name, None) is not getattr(known, name, None)
+        for name in ("forward", "_conv_forward")
+    )
 
 
 def _reference(module: nn.Module) -> Tensor | None:

@@ -102,8 +102,8 @@ algebra_regroup = algebra.regroup
 def norm_kernel() -> Iterator[Callable[[Callable[[_BatchNorm], Kernel]], None]]:
     """Register another kernel for batch norms, for the duration of a test."""
     true = kernel_of.dispatch(nn.BatchNorm2d)
-    yield lambda faulty: kernel_of.register(_BatchNorm, faulty)
-    kernel_of.register(_BatchNorm, true)
+    yield lambda faulty: kernel_of.register(nn.BatchNorm2d, faulty)
+    kernel_of.register(nn.BatchNorm2d, true)
 
 
 def assert_grid_fails() -> None:
@@ -135,8 +135,8 @@ def test_grid_notices_single_precision_arithmetic(monkeypatch: pytest.MonkeyPatc
 
 
 def test_grid_notices_a_lost_branch(monkeypatch: pytest.MonkeyPatch) -> None:
-    true = conv_c3.Sum
-    monkeypatch.setattr(conv_c3, "Sum", lambda branches: true(dict(list(branches.items())[:-1])))
+    true = conv_c3.summed
+    monkeypatch.setattr(conv_c3, "summed", lambda kernels: true(kernels[:-1]))
     assert_grid_fails()
 
 

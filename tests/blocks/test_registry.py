@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from torch import nn
 
 from tests.blocks.layers import folds, image
 from tests.helpers import randomize_
@@ -21,6 +22,9 @@ from yolorep.blocks import BLOCKS, register_block
         ((8, 8, 4, 2), {"identity": "none"}, "odd kernels"),
         ((8, 8, 3, 1, 0), {}, r"padding \(0, 0\)"),
         ((8, 16, 3, 1, 2), {"identity": "select"}, "needs 'same' padding"),
+        ((8, 8), {"act": "relu"}, r"act='relu' is not an activation; accepted: True \(SiLU\(\)\), False, a module"),
+        ((8, 8), {"act": 1}, "act=1 is not"),
+        ((8, 8), {"act": nn.ReLU}, "is not an activation"),
     ],
     ids=str,
 )
@@ -34,6 +38,13 @@ def test_wrong_options_are_block_errors(arguments: tuple, options: dict, message
 def test_wrong_options_are_block_errors_in_nests(kind: type, options: dict) -> None:
     with pytest.raises(BlockError, match="accepted"):
         kind(8, 8, **options)
+
+
+@pytest.mark.parametrize("k", [3, (3,), (1, 3, 3), (1, 4), (1, -3), ((1, 1), (3, 3)), "13", None], ids=str)
+@pytest.mark.parametrize("kind", [Bottleneck, C3])
+def test_wrong_kernel_sizes_are_block_errors(kind: type, k: object) -> None:
+    with pytest.raises(BlockError, match=r"^k must be two odd kernel sizes, such as \(1, 3\); got "):
+        kind(8, 8, k=k, block="plain")
 
 
 def test_names_hosts_attach_are_free() -> None:

@@ -14,7 +14,7 @@ from torch import nn
 from tests.blocks.layers import LAYERS, folds, image, layer
 from tests.helpers import assert_same, randomize_, run_python
 from yolorep import C3, Conv_C3
-from yolorep.blocks import BLOCKS
+from yolorep.blocks import BLOCKS, register_block
 
 
 def stock_reference(c1: int, c2: int, s: int) -> nn.Sequential:
@@ -66,6 +66,48 @@ def test_branch_weights_are_not_silenced_when_a_checkpoint_has_them() -> None:
             mine.eps = theirs.eps
     x = image(8)
     assert torch.equal(trained(x), fresh(x))
+
+
+@pytest.mark.parametrize(
+    ("saved", "into"),
+    [
+        ({"identity": "none"}, {}),
+        ({"block": "plain"}, {"identity": "none"}),
+        ({"identity": "none", "g": 2}, {"g": 2, "identity": "conv"}),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("strict", [True, False])
+def test_weights_of_fewer_branches_keep_their_function(saved: dict, into: dict, strict: bool) -> None:
+    """A branch of which the weights hold nothing is silenced, whatever they hold of the others."""
+    trained = nn.Sequential(randomize_(Conv_C3(8, 8, **saved))).eval()
+    made = nn.Sequential(randomize_(Conv_C3(8, 8, **into), seed=1)).eval()
+    result = made.load_state_dict(trained.state_dict(), strict=strict)
+    assert result.missing_keys == result.unexpected_keys == []
+    by_name = dict(trained.named_modules())
+    for name, norm in made.named_modules():
+        if name in by_name and isinstance(norm, nn.BatchNorm2d):
+            norm.eps = by_name[name].eps
+    x = image(8)
+    assert_same(trained(x), made(x))
+
+
+def test_a_branch_that_is_partly_there_reports_what_is_missing() -> None:
+    state = {k: v for k, v in layer("same").state_dict().items() if k != "branch_1x1.bn.weight"}
+    made = Conv_C3(8, 8)
+    assert made.load_state_dict(state, strict=False).missing_keys == ["branch_1x1.bn.weight"]
+    assert torch.equal(made.branch_1x1.bn.weight, torch.ones(8))
+    with pytest.raises(RuntimeError, match=r"Missing key.*branch_1x1\.bn\.weight"):
+        Conv_C3(8, 8).load_state_dict(state)
+
+
+def test_a_branch_without_state_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(BLOCKS, "doubled", raising=False)  # so that it is taken out again
+    register_block("doubled")(lambda site: {"branch_through": nn.Identity(), "branch_1x1": site.conv_bn(1, 0)})
+    trained, made = Conv_C3(8, 8, block="doubled").eval(), Conv_C3(8, 8, block="doubled").eval()
+    made.load_state_dict(trained.state_dict())
+    x = image(8)
+    assert torch.equal(trained(x), made(x))
 
 
 def test_loading_stock_weights_does_not_change_the_callers_dict() -> None:

@@ -143,6 +143,60 @@ def test_training_blocks_do_not_fold_and_stay_whole() -> None:
     assert all(torch.equal(before[key], value) for key, value in module.state_dict().items())
 
 
+FAULTY = ("conv", "bn", "branch_1x1.conv", "branch_1x1.bn", "branch_identity", "branch_1x1")
+
+
+@pytest.mark.parametrize("where", FAULTY)
+def test_the_layer_at_fault_is_told_with_a_path_that_exists(where: str) -> None:
+    module = nn.Sequential(C3(8, 8)).eval()
+    fault = module.get_submodule(f"0.m.0.cv2.{where}")
+    fault.register_forward_hook(lambda *_: None)
+    for root, path in ((module[0], f"m.0.cv2.{where}"), (module[0].m[0].cv2, where)):
+        with pytest.raises(FoldError) as caught:
+            root._switch_to_deploy()
+        assert caught.value.path == path
+        assert root.get_submodule(path) is fault
+
+
+@pytest.mark.parametrize("where", ["bn", "branch_1x1.bn", "branch_identity"])
+def test_training_is_told_with_a_path_that_exists(where: str) -> None:
+    module = C3(8, 8).eval()
+    module.get_submodule(f"m.0.cv2.{where}").train()
+    with pytest.raises(FoldError, match="training mode") as caught:
+        module._switch_to_deploy()
+    assert caught.value.path == f"m.0.cv2.{where}"
+
+
+def test_hooks_on_a_block_stay() -> None:
+    made, x, seen = layer("same"), image(8), []
+    made.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    folds(made, x)
+    assert len(seen) == 2
+
+
+def test_a_hooked_block_does_not_disappear_into_a_fold() -> None:
+    for fault in ("", "act"):
+        nest = nn.Sequential(layer("no-act"), nn.BatchNorm2d(8)).eval()
+        nest[0].get_submodule(fault).register_forward_hook(lambda module, inputs, output: 2 * output)
+        with pytest.raises(FoldError, match="has forward hooks") as caught:
+            fold(nest)
+        assert caught.value.path == f"0.{fault}".rstrip(".")
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_switched_under_inference_mode_can_be_trained(name: str) -> None:
+    made = layer(name)
+    x = image(made.conv.in_channels)
+    expected = made(x)
+    with torch.inference_mode():
+        made._switch_to_deploy()
+    assert_same(expected, made(x))
+    assert not any(p.is_inference() for p in made.parameters())
+    made.train()(x).sum().backward()
+    assert made.conv.weight.grad.abs().max() > 0
+    torch.optim.SGD(made.parameters(), 0.1).step()
+
+
 def test_overflow_is_told_with_its_path() -> None:
     module = nn.Sequential(C3(8, 8)).half().eval()
     nn.init.constant_(module[0].m[0].cv2.conv.weight, 6e4)

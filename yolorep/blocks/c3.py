@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from yolorep.blocks.conv_c3 import Conv_C3, switch_
+from yolorep.errors import BlockError
 
 
 class Bottleneck(nn.Module):
@@ -16,6 +17,9 @@ class Bottleneck(nn.Module):
     c1, c2: input and output channels. shortcut: add the input where c1 == c2. g: groups of the second convolution.
     e: hidden channels as a share of c2. k: kernel sizes; (1, 3) deploys to exactly YOLOv5's layer, (3, 3) to a heavier
     one. rep: `block`, `identity` and `se` of both convolutions.
+
+    Raises:
+        BlockError: `k` is not two odd sizes; otherwise as `Conv_C3`.
     """
 
     def __init__(
@@ -28,6 +32,7 @@ class Bottleneck(nn.Module):
         k: tuple[int, int] = (1, 3),
         **rep: Any,
     ) -> None:
+        check_sizes(k)
         super().__init__()
         hidden = int(c2 * e)
         self.cv1 = Conv_C3(c1, hidden, k[0], **rep)
@@ -48,6 +53,9 @@ class C3(nn.Module):
 
     n: number of bottlenecks. The other arguments are those of `Bottleneck`, whose convolutions are the ones that get
     branches; cv1, cv2 and cv3 are plain.
+
+    Raises:
+        BlockError: as `Bottleneck`.
     """
 
     def __init__(
@@ -61,6 +69,7 @@ class C3(nn.Module):
         k: tuple[int, int] = (1, 3),
         **rep: Any,
     ) -> None:
+        check_sizes(k)
         super().__init__()
         hidden = int(c2 * e)
         self.cv1 = Conv_C3(c1, hidden, 1, block="plain")
@@ -74,3 +83,12 @@ class C3(nn.Module):
     def _switch_to_deploy(self) -> None:
         """Fold every convolution, those of the bottlenecks included, in place. Raises FoldError likewise."""
         switch_(self)
+
+
+def check_sizes(k: Any) -> None:
+    """Raises:
+    BlockError: `k` is not the kernel sizes of a bottleneck's two convolutions.
+    """
+    pair = isinstance(k, (tuple, list)) and len(k) == 2
+    if not pair or not all(isinstance(size, int) and size > 0 and size % 2 for size in k):
+        raise BlockError(f"k must be two odd kernel sizes, such as (1, 3); got {k!r}")

@@ -8,10 +8,9 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from yolorep.algebra import Kernel
-from yolorep.blocks.linear import Sum
 from yolorep.blocks.registry import BLOCKS, Site, check_options, zero_gain_
-from yolorep.errors import FoldError
-from yolorep.fold import kernel_of, to_conv
+from yolorep.errors import BlockError, FoldError
+from yolorep.fold import chain_of, children_kernels, kernel_of, summed, to_conv
 
 BRANCH = "branch_"
 Result = TypeVar("Result")
@@ -20,17 +19,18 @@ Result = TypeVar("Result")
 class Conv_C3(nn.Module):
     """y = act(BN(conv(x)) + the block's extra branches), (batch, c1, h, w) to (batch, c2, h', w').
 
-    The dense branch has YOLO's own names, `conv` and `bn`, so that a stock state dict loads: branches that it does not
-    hold are then silenced and the function is the stock one. `_switch_to_deploy` leaves one convolution and `act`.
+    The dense branch has YOLO's own names, `conv` and `bn`, so that a stock state dict loads: each branch of which it
+    holds nothing is then silenced, and the function is the one that was saved. `_switch_to_deploy` leaves one
+    convolution and `act`.
 
     c1, c2: input and output channels. k: kernel size, odd. s: stride. p: padding, 'same' if None. g: groups.
-    d: dilation. act: True for SiLU, False for none, or a module.
+    d: dilation. act: True for SiLU, False or None for none, or a module.
     block: the declared set of branches (`yolorep blocks` lists them). identity: how the input reaches the output where
     their shapes differ: 'auto', 'conv', 'average', 'select', 'interpolate' or 'none'. se: squeeze-and-excitation after
     the sum (arXiv 1709.01507), which stays when the branches are folded.
 
     Raises:
-        BlockError: an unknown block or identity, or a shape beside which the branches do not fit.
+        BlockError: an unknown block, identity or activation, or a shape beside which the branches do not fit.
     """
 
     default_act: nn.Module = nn.SiLU()
@@ -44,7 +44,7 @@ class Conv_C3(nn.Module):
         p: int | None = None,
         g: int = 1,
         d: int = 1,
-        act: bool | nn.Module = True,
+        act: bool | nn.Module | None = True,
         *,
         block: str = "repvgg",
         identity: str = "auto",
@@ -55,9 +55,17 @@ class Conv_C3(nn.Module):
         padding = d * (k - 1) // 2 if p is None else p
         self.conv = nn.Conv2d(c1, c2, k, s, padding, groups=g, dilation=d, bias=False)
         self.bn = nn.BatchNorm2d(c2)
-        activation = type(self).default_act if act is True else act if isinstance(act, nn.Module) else nn.Identity()
+        activation = self._activation(act)
         self.act = excited(activation, c2) if se else activation
         self.attach_(BLOCKS[block](Site(self.conv, self.bn, identity)), block, identity)
+
+    @classmethod
+    def _activation(cls, act: bool | nn.Module | None) -> nn.Module:
+        if isinstance(act, nn.Module):
+            return act
+        if act is not None and not isinstance(act, bool):
+            raise BlockError(f"act={act!r} is not an activation; accepted: True ({cls.default_act}), False, a module")
+        return cls.default_act if act else nn.Identity()
 
     def attach_(self, branches: Mapping[str, nn.Module], block: str, identity: str) -> None:
         """Put declared branches beside `conv` and `bn`, and remember what they were asked for as."""
@@ -87,17 +95,20 @@ class Conv_C3(nn.Module):
         """Everything before `act` as one kernel, float64.
 
         Raises:
-            FoldError: a branch does not fold.
+            FoldError: a branch does not fold; the message begins with the path of the layer at fault.
         """
         if self.deployed:
-            return kernel_of(self.conv)
-        return kernel_of(Sum({"dense": nn.Sequential(self.conv, self.bn), **dict(self.branches())}))
+            return chain_of([("conv", self.conv)])
+        dense = chain_of([("conv", self.conv), ("bn", self.bn)])
+        return summed([dense, *(kernel for _, kernel in children_kernels(self.branches()))])
 
     def _switch_to_deploy(self) -> None:
         """Replace the branches by the one convolution that computes the same, in place; again does nothing.
 
+        Hooks on the block itself stay in place; hooks on the layers that go are refused, since they would be lost.
+
         Raises:
-            FoldError: the block is in training mode or does not fold; it is then as it was.
+            FoldError: the block is in training mode, hooked inside, or does not fold; it is then as it was.
         """
         switch_(self)
 
@@ -107,12 +118,12 @@ class Conv_C3(nn.Module):
             self._modules.pop(name, None)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
-        known = f"{prefix}conv.weight" in state_dict
-        if known and not any(key.startswith(prefix + BRANCH) for key in state_dict):
-            for name, branch in self.branches():
+        for name, branch in self.branches() if f"{prefix}conv.weight" in state_dict else ():
+            own = f"{prefix}{name}."
+            if branch.state_dict() and not any(key.startswith(own) for key in state_dict):
                 zero_gain_(branch)
-                # Into the caller's copy, so that a strict load does not miss what a stock checkpoint cannot hold.
-                state_dict.update({f"{prefix}{name}.{key}": value for key, value in branch.state_dict().items()})
+                # Into the caller's copy, so that a strict load does not miss what the checkpoint cannot hold.
+                state_dict.update({own + key: value for key, value in branch.state_dict().items()})
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:
@@ -123,6 +134,7 @@ class Conv_C3(nn.Module):
 def _(module: Conv_C3) -> Kernel:
     if not isinstance(module.act, nn.Identity):
         raise FoldError(f"{type(module.act).__name__} is not linear; _switch_to_deploy() folds up to it", "act")
+    children_kernels([("act", module.act)])  # refuses an identity by name only
     return module.linear_kernel()
 
 
