@@ -97,7 +97,7 @@ def test_patching_makes_the_package_know_rep_models_by_itself(tmp_path: Path) ->
     shutil.copytree(installed, tmp_path / "yolov5", ignore=shutil.ignore_patterns("__pycache__"))
     code = (
         "import sys; from yolov5.models.yolo import Model; model = Model(sys.argv[1])\n"
-        "from yolorep.surgery import rep_blocks; print(Model.__module__, len(rep_blocks(model)))"
+        "from yolorep.selection import rep_blocks; print(Model.__module__, len(rep_blocks(model)))"
     )
     patching.run(tmp_path / "yolov5")
     printed = run_python(code, shipped()["yolov5n-rep.yaml"], cwd=tmp_path)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from tests.helpers import assert_same_outputs, assert_untouched, randomize_, snapshot
 from yolorep import Conv_C3, deploy, expand
-from yolorep.surgery import evaluating, rep_blocks, stock_convs
+from yolorep.selection import rep_blocks, stock_convs
+from yolorep.surgery import evaluating
 
 STOCK = "yolov5n.yaml"
 

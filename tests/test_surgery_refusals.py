@@ -10,6 +10,7 @@ from torch import nn
 
 from tests.helpers import assert_untouched, snapshot
 from yolorep import BlockError, FoldError, HostError, deploy, expand
+from yolorep.selection import rep_blocks
 
 STOCK = "yolov5n.yaml"
 
@@ -48,9 +49,6 @@ NOT_EXPANDED: dict[str, tuple[Callable[[nn.Module], nn.Module], dict[str, Any], 
     "fused": (lambda stock: stock.fuse(verbose=False), {}, r"is fused .*expand it before fuse\(\)"),
     "expanded": (expand, {}, r"is already expanded, by {'block': 'repvgg'.*deploy\(\) it first"),
     "expanded-in-part": (lambda stock: expand(stock, select=1), {"select": 3}, "is already expanded"),
-    "no-match": (lambda stock: stock, {"select": ["model.99.*"]}, r"select=\['model.99.\*'\] matches none of the"),
-    "no-match-index": (lambda stock: stock, {"select": 99}, "select=99 matches none"),
-    "no-match-function": (lambda stock: stock, {"select": lambda name, layer: False}, "matches none"),
 }
 
 
@@ -62,14 +60,44 @@ def test_expand_refuses_in_one_sentence(stock: nn.Module, case: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("options", [{"block": "x"}, {"identity": "x"}], ids=str)
-def test_expand_refuses_unknown_options(stock: nn.Module, options: dict[str, str]) -> None:
-    with pytest.raises(BlockError, match="unknown; accepted"):
-        expand(stock, **options)
+WRONG_OPTIONS: list[tuple[dict[str, Any], str]] = [
+    ({"block": "x"}, "unknown; accepted"),
+    ({"identity": "x"}, "unknown; accepted"),
+    ({"block": "plain"}, "block 'plain' with identity 'auto' adds no branch to any of 69 layers"),
+    ({"select": ["model.99.*"]}, r"select: 'model\.99\.\*' matches none of the 69 stock convolutions"),
+    ({"select": ["model.4.*", "modle.6.*"]}, r"select: 'modle\.6\.\*' matches none"),  # one of several
+    ({"select": 99}, "select: 99 matches none"),
+    ({"select": []}, "an empty list matches none"),
+    ({"select": [1.5]}, "1.5 is neither a layer index nor a name pattern"),
+    ({"select": [True]}, "True is neither a layer index nor a name pattern"),
+    ({"select": lambda name, layer: False}, "accepts none of the 69"),
+]
 
 
-def test_a_policy_that_selects_nothing_is_refused() -> None:
+@pytest.mark.parametrize(("options", "message"), WRONG_OPTIONS, ids=str)
+def test_expand_refuses_wrong_options(stock: nn.Module, options: dict[str, Any], message: str) -> None:
+    before = snapshot(stock)
+    with pytest.raises(BlockError, match=message):
+        expand(stock, inplace=True, **options)
+    assert_untouched(before, stock)
+
+
+@pytest.mark.parametrize(
+    ("policy", "message"),
+    [
+        ({"select": ["model.99.*"]}, r"select: 'model\.99\.\*' matches none of the \d+ stock convolutions"),
+        ({"block": "plain"}, "block 'plain' with identity 'auto' adds no branch"),
+    ],
+)
+def test_a_policy_that_grows_nothing_is_refused(policy: dict[str, Any], message: str) -> None:
     tasks = pytest.importorskip("ultralytics.nn.tasks")
-    yaml = {**tasks.yaml_model_load(STOCK), "rep": {"select": ["model.99.*"]}}
-    with pytest.raises(BlockError, match=r"rep: select \['model.99.\*'\] matches none of the \d+ stock convolutions"):
-        tasks.DetectionModel(yaml, verbose=False)
+    with pytest.raises(BlockError, match=message):
+        tasks.DetectionModel({**tasks.yaml_model_load(STOCK), "rep": policy}, verbose=False)
+
+
+def test_deploy_needs_no_registered_block(rep: nn.Module) -> None:
+    """Nor leaves layers folded under a YAML that is not: a checkpoint with somebody's own block deploys anywhere."""
+    rep.yaml["backbone"][1][3].append({"block": "mine"})
+    deployed = deploy(rep)
+    assert not rep_blocks(deployed)
+    assert deployed.yaml["backbone"][1][2:] == ["Conv", [128, 3, 2]]

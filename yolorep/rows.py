@@ -61,8 +61,10 @@ class Plan:
         return bool(self.rows) or self.policy is not None
 
 
-def plan(model_yaml: dict[str, Any], dialect: Dialect) -> Plan:
+def plan(model_yaml: dict[str, Any], dialect: Dialect, *, checked: bool = True) -> Plan:
     """Split a model dictionary into the stock dictionary for the host and the blocks that it asks for.
+
+    checked: whether the blocks must be registered.
 
     Raises:
         BlockError: an unknown option, block or identity; the message names the row.
@@ -71,12 +73,13 @@ def plan(model_yaml: dict[str, Any], dialect: Dialect) -> Plan:
     result = Plan(stock)
     policy = stock.pop("rep", None)
     if policy is not None:
-        result.policy = _options(policy, "rep", ("block", "identity", "select"))
+        result.policy = _options(policy, "rep", ("block", "identity", "select"), checked)
     for index, row in enumerate(_rows(stock)):
         name, args = row[2], row[3]
         if name in STAND_INS:
             where = f"row {index} ({name})"
-            options = _options(args.pop() if args and isinstance(args[-1], dict) else {}, where, _accepted(name))
+            given = args.pop() if args and isinstance(args[-1], dict) else {}
+            options = _options(given, where, _accepted(name), checked)
             result.rows[index] = (name, options)
             row[2], row[3] = _stand_in(name, args, options, dialect)
     if result.is_rep and not dialect.anchored:
@@ -90,7 +93,7 @@ def deployed(model_yaml: dict[str, Any], dialect: Dialect) -> dict[str, Any]:
     A row whose deployed layer no stock row describes (kernel sizes (3, 3), squeeze-and-excitation) keeps its rep name,
     with `block: plain`: rebuilding it needs yolorep, and fails clearly without it instead of building another layer.
     """
-    split = plan(model_yaml, dialect)
+    split = plan(model_yaml, dialect, checked=False)
     originals = _rows(model_yaml)
     for index, row in enumerate(_rows(split.stock)):
         name, options = split.rows.get(index, ("", Options()))
@@ -118,7 +121,7 @@ def _accepted(name: str) -> tuple[str, ...]:
     return ("block", "identity", "se") if name == "Conv_C3" else ("block", "identity", "se", "k")
 
 
-def _options(given: Any, where: str, accepted: tuple[str, ...]) -> Options:
+def _options(given: Any, where: str, accepted: tuple[str, ...], checked: bool) -> Options:
     if not isinstance(given, dict):
         raise BlockError(f"{where}: options must be a mapping, got {given!r}; accepted keys: {', '.join(accepted)}")
     unknown = sorted(set(given) - set(accepted))
@@ -132,6 +135,8 @@ def _options(given: Any, where: str, accepted: tuple[str, ...]) -> Options:
     if len(sizes) != 2 or not all(isinstance(k, int) and k % 2 for k in sizes):
         raise BlockError(f"{where}: k must be two odd kernel sizes, such as [3, 3]; got {given['k']!r}")
     result = Options(**options)
+    if not checked:
+        return result
     try:
         check_options(result.block, result.identity)
     except BlockError as error:

@@ -6,7 +6,7 @@ A block takes the place of its stock layer by a change of class, in the same obj
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from fnmatch import fnmatchcase
@@ -21,16 +21,10 @@ from yolorep.blocks.registry import BLOCKS, Site, check_options, zero_gain_
 from yolorep.calibration import calibrated
 from yolorep.errors import BlockError, HostError
 from yolorep.fold import to_conv
+from yolorep.selection import Select, chosen, is_stock_conv, listed, nothing_to_expand, stock_convs
 
 Model = TypeVar("Model", bound=nn.Module)
-Select = str | int | Sequence[str | int] | Callable[[str, nn.Module], bool] | None
-
-# (module, class) of the hosts' convolution + batch norm + activation layers. Names, so that no host is imported.
-STOCK_CONVS = {
-    (module, name)
-    for module in ("ultralytics.nn.modules.conv", "models.common", "yolov5.models.common")
-    for name in ("Conv", "DWConv")
-}
+PLAIN = "plain"
 
 
 def expand(
@@ -50,16 +44,16 @@ def expand(
         HostError: already expanded, or no convolution to expand: not a host's model, fused, or none selected.
     """
     check_options(block, identity)
-    if "rep" in (getattr(model, "yaml", None) or {}):
-        raise HostError(f"{type(model).__name__} is already expanded, by {model.yaml['rep']}; deploy() it first")  # type: ignore
     model = model if inplace else deepcopy(model)
-    chosen = [(name, layer) for name, layer in stock_convs(model) if _is_selected(name, layer, select)]
-    if select is None:
-        chosen = [(name, layer) for name, layer in chosen if _gains(layer, block, identity)]
-    if not chosen:
-        raise HostError(_nothing_to_expand(model, select))
-    grow_(chosen, rows.Options(block, identity), silent=True)
-    _write_policy(model, block, identity, select, [name for name, _ in chosen])
+    core = unwrapped(model)
+    if "rep" in (getattr(core, "yaml", None) or {}):
+        raise HostError(f"{type(core).__name__} is already expanded, by {core.yaml['rep']}; deploy() it first")  # type: ignore
+    named = list(stock_convs(core))
+    if not named:
+        raise nothing_to_expand(core)
+    layers = chosen(named, select, block, identity)
+    grow_(layers, rows.Options(block, identity), silent=True)
+    _write_policy(core, block, identity, select, [name for name, _ in layers])
     return model
 
 
@@ -74,15 +68,22 @@ def deploy(model: Model, *, inplace: bool = False) -> Model:
         FoldError: a block does not fold (training mode, for one); `model` is then as it was.
     """
     model = model if inplace else deepcopy(model)
+    core = unwrapped(model)
+    written = _deployed_yaml(core)
+    fold_blocks_(core)
+    for name, value in written.items():
+        setattr(core, name, value)
+    return model
+
+
+def fold_blocks_(model: nn.Module) -> None:
+    """The layers' part of `deploy`, in place: `model.yaml` goes on asking for the blocks, as it does under `fuse()`.
+
+    Raises:
+        FoldError: a block does not fold; `model` is then as it was.
+    """
     for block, (conv, norm) in converted(model, _stock_layers):
         _restore_stock_(block, conv, norm)
-    yaml = getattr(model, "yaml", None)
-    if isinstance(yaml, dict) and rows.plan(yaml, dialect_of(model)).is_rep:
-        model.yaml = rows.deployed(yaml, dialect_of(model))  # type: ignore[assignment]
-    name = getattr(model, "yaml_file", None)
-    if isinstance(name, str):
-        model.yaml_file = rows.stock_name(name)  # type: ignore[assignment]
-    return model
 
 
 def grow_(layers: Iterable[tuple[str, nn.Module]], options: rows.Options, *, silent: bool) -> None:
@@ -100,16 +101,22 @@ def grow_(layers: Iterable[tuple[str, nn.Module]], options: rows.Options, *, sil
         except BlockError as error:
             raise BlockError(f"{name}: {error}") from None
     for layer, branches in declared:
+        if options.se:
+            _excite_(layer)
+        if options.block == PLAIN:
+            continue
         layer.stock_class = type(layer)  # type: ignore[assignment]
         layer.__class__ = Conv_C3
         layer.attach_(branches, options.block, options.identity)  # type: ignore[operator]
-        if options.se:
-            weight: Tensor = layer.conv.weight  # type: ignore[assignment, union-attr]
-            squeeze = excited(layer.act, weight.shape[0])  # type: ignore[arg-type]
-            layer.act = squeeze.to(device=weight.device, dtype=weight.dtype).train(layer.training)
         if silent:
             for branch in branches.values():
                 zero_gain_(branch)
+
+
+def _excite_(layer: nn.Module) -> None:
+    weight: Tensor = layer.conv.weight  # type: ignore[assignment, union-attr]
+    squeeze = excited(layer.act, weight.shape[0])  # type: ignore[arg-type]
+    layer.act = squeeze.to(device=weight.device, dtype=weight.dtype).train(layer.training)
 
 
 def grow_planned_(layers: nn.Sequential, plan: rows.Plan) -> None:
@@ -124,40 +131,34 @@ def grow_planned_(layers: nn.Sequential, plan: rows.Plan) -> None:
             for bottleneck in (m for m in layer.modules() if _is_bottleneck(m)):
                 _resize_(bottleneck, options.k)
         inside = "*m.*" if name == "C3Rep" else "*"
-        chosen = [(f"model.{index}.{n}".rstrip("."), m) for n, m in stock_convs(layer) if fnmatchcase(n, inside)]
-        grow_(chosen, options, silent=False)
+        asked = [(f"model.{index}.{n}".rstrip("."), m) for n, m in stock_convs(layer) if fnmatchcase(n, inside)]
+        grow_(asked, options, silent=False)
     if plan.policy is not None:
-        p = plan.policy
-        named = [(f"model.{name}", layer) for name, layer in stock_convs(layers)]
-        chosen = [(n, m) for n, m in named if _is_selected(n, m, p.select)]
-        if not chosen:
-            raise BlockError(f"rep: select {list(p.select or ())} matches none of the {len(named)} stock convolutions")
-        grow_([c for c in chosen if p.select is not None or _gains(c[1], p.block, p.identity)], p, silent=False)
+        grow_policy_(layers, plan.policy, silent=False)
     for layer in layers:
         if hasattr(layer, "np"):
             layer.np = sum(p.numel() for p in layer.parameters())  # type: ignore[assignment]
 
 
-def stock_convs(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The hosts' own, unfused convolution layers in `model`, by name."""
-    for name, module in model.named_modules():
-        if is_stock_conv(module) and isinstance(getattr(module, "bn", None), _BatchNorm):
-            yield name, module
+def grow_policy_(layers: nn.Sequential, policy: rows.Options, *, silent: bool) -> None:
+    """Grow what a policy asks for on those of a model's layers that are stock. Raises BlockError as `chosen`."""
+    named = [(f"model.{name}", layer) for name, layer in stock_convs(layers)]
+    grow_(chosen(named, policy.select, policy.block, policy.identity), policy, silent=silent)
 
 
-def is_stock_conv(module: nn.Module) -> bool:
-    """Whether `module` is a convolution layer of a host, fused or not."""
-    return (type(module).__module__, type(module).__name__) in STOCK_CONVS
-
-
-def rep_blocks(model: nn.Module) -> list[str]:
-    """Names of the blocks in `model` that still have their branches."""
-    return [name for name, m in model.named_modules() if isinstance(m, Conv_C3) and not m.deployed]
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The host's model inside `DataParallel`, `DistributedDataParallel` or ultralytics' `YOLO`; else `model` itself."""
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        return model.module
+    if any(kind.__module__ == "ultralytics.engine.model" for kind in type(model).__mro__):
+        return model.model  # type: ignore[return-value]
+    return model
 
 
 def dialect_of(model: nn.Module) -> rows.Dialect:
     """How the model's host writes its YAML."""
-    return rows.ULTRALYTICS if type(model).__module__.startswith("ultralytics.") else rows.YOLOV5
+    of_ultralytics = any(kind.__module__.startswith("ultralytics.") for kind in type(model).__mro__)
+    return rows.ULTRALYTICS if of_ultralytics else rows.YOLOV5
 
 
 @contextmanager
@@ -196,50 +197,25 @@ def _restore_stock_(block: Conv_C3, conv: nn.Conv2d, norm: _BatchNorm | None) ->
     block.__class__ = stock
 
 
-def _is_selected(name: str, layer: nn.Module, select: Select) -> bool:
-    if select is None:
-        return True
-    if callable(select):
-        return bool(select(name, layer))
-    return any(_matches(name, wanted) for wanted in _listed(select))
+def _deployed_yaml(model: nn.Module) -> dict[str, Any]:
+    """Attributes of a host's model that name its YAML, as they are once it is deployed."""
+    result: dict[str, Any] = {}
+    yaml, file = getattr(model, "yaml", None), getattr(model, "yaml_file", None)
+    if isinstance(yaml, dict):
+        plan = rows.plan(yaml, dialect_of(model), checked=False)  # folding asks nothing of the registry
+        if plan.is_rep:
+            result["yaml"] = rows.deployed(yaml, dialect_of(model))
+    if isinstance(file, str):
+        result["yaml_file"] = rows.stock_name(file)
+    return result
 
 
-def _matches(name: str, wanted: str | int) -> bool:
-    if isinstance(wanted, int):
-        return f"{name}.".startswith(f"model.{wanted}.")
-    return fnmatchcase(name, wanted)
-
-
-def _listed(select: str | int | Sequence[str | int]) -> list[str | int]:
-    return [select] if isinstance(select, (str, int)) else list(select)
-
-
-def _gains(layer: nn.Module, block: str, identity: str) -> bool:
-    """Whether the block's branches fit beside the layer and are more than its own 1x1 once again."""
-    site = Site(layer.conv, layer.bn, identity)  # type: ignore[arg-type]
-    try:
-        return bool(BLOCKS[block](site)) and (site.keeps_shape or not site.pointwise)
-    except BlockError:
-        return False
-
-
-def _nothing_to_expand(model: nn.Module, select: Select) -> str:
-    layers = [m for m in model.modules() if is_stock_conv(m)]
-    if rep_blocks(model) and select is None:
-        return f"{type(model).__name__} is already expanded; deploy() it first"
-    if not layers:
-        return f"{type(model).__name__} has no convolution layer of ultralytics or YOLOv5; accepted: a model of either"
-    if not any(True for _ in stock_convs(model)):
-        return f"{type(model).__name__} is fused (its layers have no batch norm); expand it before fuse()"
-    return f"select={select!r} matches none of the {len(layers)} stock convolutions, such as 'model.1'"
-
-
-def _write_policy(model: nn.Module, block: str, identity: str, select: Select, chosen: list[str]) -> None:
+def _write_policy(model: nn.Module, block: str, identity: str, select: Select, names: list[str]) -> None:
     yaml = getattr(model, "yaml", None)
     if isinstance(yaml, dict):
         policy = {"block": block, "identity": identity}
         if select is not None:
-            policy["select"] = chosen if callable(select) else _listed(select)  # type: ignore[assignment]
+            policy["select"] = names if callable(select) else listed(select)  # type: ignore[assignment]
         model.yaml = {**yaml, "rep": policy}  # type: ignore[assignment]
 
 

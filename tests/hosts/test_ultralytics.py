@@ -16,13 +16,13 @@ from yolorep import HostError, deploy, expand, hosts
 from yolorep.hosts import ultralytics as adapter
 from yolorep.hosts.hooks import MARK
 from yolorep.hosts.library import shipped
-from yolorep.surgery import rep_blocks
+from yolorep.selection import rep_blocks
 
 tasks = pytest.importorskip("ultralytics.nn.tasks")
 
 # rep YAML and the YAML of ultralytics that it deploys to
 STOCK = {f"yolov5{scale}-rep.yaml": f"yolov5{scale}.yaml" for scale in "nsmlx"}
-STOCK |= {"yolov5s-repvgg.yaml": "yolov5s.yaml", "yolov5s6-rep.yaml": "yolov5s-p6.yaml"}
+STOCK |= {"yolov5s6-rep.yaml": "yolov5s-p6.yaml"}
 Detector = Callable[[str], nn.Module]
 
 
@@ -51,8 +51,20 @@ def test_shipped_models_build_by_name_anywhere(yaml: str, tmp_path: Path, monkey
 
 
 def test_every_shipped_model_has_a_known_stock_form() -> None:
-    own_form = {"yolov5s-rep-k33.yaml"}
-    assert set(shipped()) - set(STOCK) <= own_form
+    own_form = {"yolov5s-rep-k33.yaml", "yolov5s-repvgg.yaml"}
+    assert set(shipped()) - set(STOCK) == own_form
+
+
+@pytest.mark.parametrize("yaml", sorted(shipped()))
+def test_shipped_files_name_each_key_once(yaml: str) -> None:
+    keys = [line.split(":")[0] for line in shipped()[yaml].read_text().splitlines() if line[:1].isalpha()]
+    assert keys == ["nc", "depth_multiple", "width_multiple", "anchors", "backbone", "head"]
+
+
+def test_the_repvgg_backbone_has_blocks_only(detector: Detector) -> None:
+    model = detector("yolov5s-repvgg.yaml")
+    assert {row[2] for row in model.yaml["backbone"]} == {"Conv_C3", "SPPF"}
+    assert {type(layer).__name__ for layer in model.model[:9]} == {"Conv_C3", "Sequential"}
 
 
 def test_a_file_in_the_working_directory_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,6 +130,53 @@ def test_a_model_of_few_norms_is_fused_too(tmp_path: Path) -> None:
     assert not rep_blocks(model)
 
 
+def test_fuse_leaves_the_yaml_so_that_training_goes_on_with_branches(detector: Detector) -> None:
+    fused = detector("yolov5n-rep.yaml").fuse(verbose=False)
+    assert len(rep_blocks(build(fused.yaml))) == 28
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda model: in_yolo(model)], ids=["DataParallel", "YOLO"])
+def test_wrapped_models_expand_and_deploy_as_what_they_hold(detector: Detector, wrap: Callable) -> None:
+    expanded = expand(wrap(detector("yolov5n.yaml")), select=1)
+    inner = expanded.module if isinstance(expanded, nn.DataParallel) else expanded.model
+    assert rep_blocks(inner) == ["model.1"]
+    assert inner.yaml["rep"]["select"] == [1]
+    deployed = deploy(expanded)
+    inner = deployed.module if isinstance(deployed, nn.DataParallel) else deployed.model
+    assert not rep_blocks(inner)
+    assert "rep" not in inner.yaml
+
+
+def in_yolo(model: nn.Module) -> nn.Module:
+    from ultralytics import YOLO
+
+    yolo = YOLO("yolov5n.yaml")
+    yolo.model = model
+    return yolo
+
+
+@pytest.mark.parametrize("yaml", ["yolov5n-rep.yaml", "yolov5s-rep-k33.yaml"])
+def test_a_deployed_model_expands_and_rebuilds_with_as_many_blocks(detector: Detector, yaml: str) -> None:
+    expanded = expand(deploy(detector(yaml)))
+    assert len(rep_blocks(build(expanded.yaml))) == len(rep_blocks(expanded)) == 48
+
+
+@pytest.mark.parametrize("source", [lambda d: d("yolov5n.yaml"), lambda d: deploy(d("yolov5n-rep.yaml"))])
+def test_loading_stock_weights_of_other_classes_keeps_the_policys_blocks(detector: Detector, source: Callable) -> None:
+    model = tasks.DetectionModel({**detector("yolov5n.yaml").yaml, "rep": {}}, nc=3, verbose=False)
+    assert len(rep_blocks(model)) == 48
+    model.load(source(detector), verbose=False)
+    assert len(rep_blocks(model)) == 48
+
+
+def test_a_subclass_elsewhere_is_written_as_its_host_writes() -> None:
+    class Mine(tasks.DetectionModel):
+        pass
+
+    deployed = deploy(Mine("yolov5n-rep.yaml", verbose=False).eval())
+    assert deployed.yaml["head"][-1] == [[17, 20, 23], 1, "Detect", ["nc"]]
+
+
 @pytest.fixture
 def unhooked() -> Iterator[None]:
     hosts.uninstall()
@@ -148,14 +207,14 @@ def test_uninstall_puts_everything_back(unhooked: None) -> None:
     assert rep_blocks(build("yolov5n-rep.yaml"))
 
 
-@pytest.mark.parametrize("missing", ["parse_model", "check_yaml", "BaseModel.fuse"])
+@pytest.mark.parametrize("missing", ["parse_model", "check_yaml", "BaseModel.fuse", "BaseModel.load"])
 def test_a_host_of_another_shape_is_a_host_error(missing: str) -> None:
     module = ModuleType("ultralytics.nn.tasks")
     module.__file__ = "site-packages/ultralytics/nn/tasks.py"
     module.parse_model, module.check_yaml = print, print
-    module.BaseModel = SimpleNamespace() if missing == "BaseModel.fuse" else SimpleNamespace(fuse=print)
-    if missing != "BaseModel.fuse":
-        delattr(module, missing)
+    module.BaseModel = SimpleNamespace(fuse=print, load=print)
+    owner = module.BaseModel if "." in missing else module
+    delattr(owner, missing.rpartition(".")[2])
     before = dict(vars(module))
     with pytest.raises(HostError, match=rf"tasks\.py has no {missing}, which yolorep hooks; supported: ultralytics 8"):
         adapter.attach(module)

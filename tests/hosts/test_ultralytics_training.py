@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from yolorep import deploy, expand
-from yolorep.surgery import rep_blocks
+from yolorep.selection import rep_blocks
 
 ultralytics = pytest.importorskip("ultralytics")
 

@@ -17,7 +17,7 @@ BLOCKS = 28  # of yolov5n-rep.yaml: 6 Conv_C3 and the 2 convolutions of its 11 b
 COUNT = """
 import sys, torch
 from yolorep.hosts.compat import make_runnable
-from yolorep.surgery import rep_blocks
+from yolorep.selection import rep_blocks
 make_runnable()
 for file in sys.argv[1:]:
     checkpoint = torch.load(file, weights_only=False)

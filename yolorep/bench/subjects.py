@@ -17,7 +17,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from yolorep import rows
 from yolorep.blocks import BLOCKS, Conv_C3
 from yolorep.errors import HostError, UsageError, YolorepError
-from yolorep.surgery import deploy, dialect_of, rep_blocks
+from yolorep.selection import rep_blocks
+from yolorep.surgery import deploy, dialect_of
 
 UNFUSED, DEPLOYED, STOCK = "unfused", "deployed", "stock"
 

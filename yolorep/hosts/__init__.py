@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 import wrapt
@@ -16,12 +17,14 @@ ADAPTERS = {
     "yolov5.models.yolo": "yolorep.hosts.yolov5",
 }
 _attached: dict[str, tuple[ModuleType, Hooks]] = {}
-_registered = False
+_registered = False  # wrapt has been told, which it cannot forget
+_active = False
 
 
 def install() -> None:
     """Hook every supported host that is imported, now or later, in this process. Again does nothing."""
-    global _registered
+    global _registered, _active
+    _active = True
     if not _registered:
         _registered = True
         for name in ADAPTERS:
@@ -33,10 +36,10 @@ def install() -> None:
 
 def uninstall() -> None:
     """Put the hosts back as they were; a host imported from now on stays as it is, until `install`."""
-    global _registered
+    global _active
     while _attached:
         _attached.popitem()[1][1].remove()
-    _registered = None  # type: ignore[assignment]
+    _active = False
 
 
 def attached() -> list[str]:
@@ -46,7 +49,34 @@ def attached() -> list[str]:
 
 def _attach(module: ModuleType) -> None:
     known = _attached.get(module.__name__)
-    if not _registered or (known is not None and known[0] is module):
+    if not _active or (known is not None and known[0] is module):
         return
-    adapter = importlib.import_module(ADAPTERS[module.__name__])
-    _attached[module.__name__] = (module, adapter.attach(module))
+    if getattr(module.__spec__, "_initializing", False):
+        _defer(module)
+        return
+    hooks = importlib.import_module(ADAPTERS[module.__name__]).attach(module)
+    if hooks:
+        _attached[module.__name__] = (module, hooks)
+
+
+def _defer(module: ModuleType) -> None:
+    """Hook a host that imports yolorep while it is being imported itself, once that is done.
+
+    Nothing is called at that time but the import system's own `spec._initializing = False`.
+    """
+
+    class Watched(ModuleSpec):
+        @property
+        def _initializing(self) -> bool:
+            return True
+
+        @_initializing.setter
+        def _initializing(self, initializing: bool) -> None:
+            self.__class__ = ModuleSpec  # type: ignore[assignment]
+            self._initializing = initializing
+            if not initializing and sys.modules.get(module.__name__) is module:
+                _attach(module)
+
+    spec = module.__spec__
+    if type(spec) is ModuleSpec:
+        spec.__class__ = Watched

@@ -10,7 +10,8 @@ from torch import nn
 
 from yolorep import rows
 from yolorep.errors import HostError
-from yolorep.surgery import deploy, evaluating, grow_planned_, rep_blocks
+from yolorep.selection import rep_blocks
+from yolorep.surgery import evaluating, fold_blocks_, grow_planned_
 
 
 def fuse_after_deploy(original: Any, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -20,7 +21,7 @@ def fuse_after_deploy(original: Any, model: nn.Module, *args: Any, **kwargs: Any
     """
     if rep_blocks(model):
         with evaluating(model):
-            deploy(model, inplace=True)
+            fold_blocks_(model)
     return original(model, *args, **kwargs)
 
 

@@ -15,6 +15,10 @@ class Hooks:
     def __init__(self) -> None:
         self._replaced: list[tuple[Any, str, Any]] = []
 
+    def __bool__(self) -> bool:
+        """Whether anything is replaced."""
+        return bool(self._replaced)
+
     def wrap(self, owner: Any, name: str, around: Callable[..., Any]) -> None:
         """Replace the function `owner.name` by one that calls `around(original, *args, **kwargs)`."""
         original = getattr(owner, name)

@@ -5,10 +5,14 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Any
 
+from torch import nn
+
 from yolorep import rows
 from yolorep.hosts.common import fuse_after_deploy, parse_planned, require
 from yolorep.hosts.hooks import Hooks
 from yolorep.hosts.library import find_yaml
+from yolorep.selection import is_stock_conv, rep_blocks
+from yolorep.surgery import grow_
 
 MODULE = "ultralytics.nn.tasks"
 
@@ -19,16 +23,28 @@ def attach(tasks: ModuleType) -> Hooks:
     Raises:
         HostError: this version has no place for a hook.
     """
-    require(tasks, "parse_model", "check_yaml", "BaseModel.fuse", supported="ultralytics 8.2 to 8.4")
+    require(tasks, "parse_model", "check_yaml", "BaseModel.fuse", "BaseModel.load", supported="ultralytics 8.2 to 8.4")
     hooks = Hooks()
     hooks.wrap(tasks, "parse_model", _parse_model)
     hooks.wrap(tasks, "check_yaml", _check_yaml)
     hooks.wrap(tasks.BaseModel, "fuse", fuse_after_deploy)
+    hooks.wrap(tasks.BaseModel, "load", _load)
     return hooks
 
 
 def _parse_model(original: Any, *args: Any, **kwargs: Any) -> Any:
     return parse_planned(original, rows.ULTRALYTICS, *args, **kwargs)
+
+
+def _load(original: Any, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """`load` puts the source's class layers in the place of the head's: if those are stock, ours grow on them again."""
+    blocks = {name: model.get_submodule(name) for name in rep_blocks(model)}
+    result = original(model, *args, **kwargs)
+    for name, block in blocks.items():
+        layer = model.get_submodule(name)
+        if is_stock_conv(layer):
+            grow_([(name, layer)], rows.Options(block.block, block.identity), silent=True)  # type: ignore[arg-type]
+    return result
 
 
 def _check_yaml(original: Any, file: Any, *args: Any, **kwargs: Any) -> Any:

@@ -14,7 +14,7 @@ from yolorep.errors import HostError
 from yolorep.hosts.common import fuse_after_deploy, parse_planned, require
 from yolorep.hosts.hooks import Hooks
 from yolorep.hosts.tree import SUPPORTED
-from yolorep.surgery import stock_convs
+from yolorep.selection import stock_convs
 
 # Other projects have a `models.yolo` too, some with a `parse_model`; they have neither of these.
 MARKS = ("BaseModel", "check_yaml")

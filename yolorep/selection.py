@@ -1,0 +1,104 @@
+"""Which layers of a host's model are stock convolutions, and which of them are meant."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from fnmatch import fnmatchcase
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from yolorep.blocks.conv_c3 import Conv_C3
+from yolorep.blocks.registry import BLOCKS, Site
+from yolorep.errors import BlockError, HostError
+
+Select = str | int | Sequence[str | int] | Callable[[str, nn.Module], bool] | None
+Named = list[tuple[str, nn.Module]]
+
+# (module, class) of the hosts' convolution + batch norm + activation layers. Names, so that no host is imported.
+STOCK_CONVS = {
+    (module, name)
+    for module in ("ultralytics.nn.modules.conv", "models.common", "yolov5.models.common")
+    for name in ("Conv", "DWConv")
+}
+
+
+def stock_convs(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The hosts' own, unfused convolution layers in `model`, by name."""
+    for name, module in model.named_modules():
+        if is_stock_conv(module) and isinstance(getattr(module, "bn", None), _BatchNorm):
+            yield name, module
+
+
+def is_stock_conv(module: nn.Module) -> bool:
+    """Whether a layer is, by its class, a host's own convolution + batch norm + activation, fused or not."""
+    return (type(module).__module__, type(module).__name__) in STOCK_CONVS
+
+
+def rep_blocks(model: nn.Module) -> list[str]:
+    """Names of the blocks in `model` that still have their branches."""
+    return [name for name, m in model.named_modules() if isinstance(m, Conv_C3) and not m.deployed]
+
+
+def chosen(named: Named, select: Select, block: str, identity: str) -> Named:
+    """Those of `named` that `select` means; without one, those that gain from the block.
+
+    Raises:
+        BlockError: an entry of `select` means none of them, or the block adds no branch to any.
+    """
+    if select is None:
+        result = [(name, layer) for name, layer in named if _gains(layer, block, identity)]
+        if not result and named:
+            raise BlockError(f"block {block!r} with identity {identity!r} adds no branch to any of {len(named)} layers")
+        return result
+    if callable(select):
+        result = [(name, layer) for name, layer in named if select(name, layer)]
+        if not result:
+            raise BlockError(f"select={select!r} accepts none of the {len(named)} stock convolutions")
+        return result
+    entries = listed(select)
+    idle = [entry for entry in entries if not any(_matches(name, entry) for name, _ in named)]
+    if idle or not entries:
+        raise BlockError(
+            f"select: {', '.join(map(repr, idle)) or 'an empty list'} matches none of the {len(named)} stock "
+            f"convolutions; accepted: layer indices and name patterns, such as {named[0][0] if named else 'model.1'!r}"
+        )
+    return [(name, layer) for name, layer in named if any(_matches(name, entry) for entry in entries)]
+
+
+def listed(select: str | int | Sequence[str | int]) -> list[str | int]:
+    """One entry or several as a list of name patterns and layer indices.
+
+    Raises:
+        BlockError: an entry is neither.
+    """
+    entries = list(select) if isinstance(select, (list, tuple, set, frozenset)) else [select]
+    wrong = [entry for entry in entries if isinstance(entry, bool) or not isinstance(entry, (str, int))]
+    if wrong:
+        raise BlockError(f"select: {wrong[0]!r} is neither a layer index nor a name pattern")
+    return entries  # type: ignore[return-value]
+
+
+def nothing_to_expand(model: nn.Module) -> HostError:
+    """Why a model has no stock convolution with a batch norm."""
+    if rep_blocks(model):
+        return HostError(f"{type(model).__name__} is already expanded; deploy() it first")
+    if any(is_stock_conv(m) for m in model.modules()):
+        return HostError(f"{type(model).__name__} is fused (its layers have no batch norm); expand it before fuse()")
+    kind = type(model).__name__
+    return HostError(f"{kind} has no convolution layer of ultralytics or YOLOv5; accepted: a model of either")
+
+
+def _matches(name: str, wanted: str | int) -> bool:
+    if isinstance(wanted, int):
+        return f"{name}.".startswith(f"model.{wanted}.")
+    return fnmatchcase(name, wanted)
+
+
+def _gains(layer: nn.Module, block: str, identity: str) -> bool:
+    """Whether the block's branches fit beside the layer and are more than its own 1x1 once again."""
+    site = Site(layer.conv, layer.bn, identity)  # type: ignore[arg-type]
+    try:
+        return bool(BLOCKS[block](site)) and (site.keeps_shape or not site.pointwise)
+    except BlockError:
+        return False
