@@ -9,6 +9,7 @@ from tests.blocks.layers import folds, image
 from tests.helpers import randomize_
 from yolorep import C3, BlockError, Bottleneck, Conv_C3
 from yolorep.blocks import BLOCKS, register_block
+from yolorep.blocks.registry import zero_gain_
 
 
 @pytest.mark.parametrize(
@@ -57,6 +58,12 @@ def test_names_hosts_attach_are_free() -> None:
 def test_register_block_refuses_a_taken_name() -> None:
     with pytest.raises(BlockError, match="'repvgg' is already registered, by"):
         register_block("repvgg")(lambda site: {})
+
+
+@pytest.mark.parametrize("branch", [nn.Identity(), nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8, affine=False)], ids=str)
+def test_a_branch_that_cannot_be_silenced_is_a_block_error(branch: nn.Module) -> None:
+    with pytest.raises(BlockError, match=r"^a branch \(\w+\) has no batch norm with a weight"):
+        zero_gain_(branch)
 
 
 def test_a_new_block_is_a_declaration(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -127,7 +127,13 @@ class Site:
 
 
 def zero_gain_(branch: nn.Module) -> None:
-    """Silence a branch: gamma and beta of its last batch norm become 0, so that it adds nothing until trained."""
-    last = [m for m in branch.modules() if isinstance(m, _BatchNorm)][-1]
-    nn.init.zeros_(last.weight)
-    nn.init.zeros_(last.bias)
+    """Silence a branch: gamma and beta of its last batch norm become 0, so that it adds nothing until trained.
+
+    Raises:
+        BlockError: its last batch norm has no gamma, or it has no batch norm.
+    """
+    norms = [m for m in branch.modules() if isinstance(m, _BatchNorm)]
+    if not norms or not norms[-1].affine:
+        raise BlockError(f"a branch ({type(branch).__name__}) has no batch norm with a weight to silence it by")
+    nn.init.zeros_(norms[-1].weight)
+    nn.init.zeros_(norms[-1].bias)
