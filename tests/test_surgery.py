@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import re
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.helpers import assert_same_outputs, assert_untouched, randomize_, snapshot
+from tests.helpers import assert_same_outputs, assert_untouched, randomize_, snapshot, tensors
 from yolorep import Conv_C3, deploy, expand
 from yolorep.selection import rep_blocks, stock_convs
 from yolorep.surgery import evaluating
@@ -227,3 +228,12 @@ def test_stock_convs_are_the_hosts_unfused_ones(stock: nn.Module) -> None:
     names = [name for name, _ in stock_convs(stock)]
     assert names[:3] == ["model.0", "model.1", "model.2.cv1"]
     assert not list(stock_convs(stock.fuse(verbose=False)))
+
+
+@pytest.mark.parametrize("change", [deploy, expand], ids=["deploy", "expand"])
+def test_a_copy_made_in_inference_mode_can_be_trained(change: Any, rep: nn.Module, stock: nn.Module) -> None:
+    with torch.inference_mode():
+        changed = change(rep if change is deploy else stock)
+    assert not any(p.is_inference() for p in (*changed.parameters(), *changed.buffers()))
+    outputs = tensors(changed.train()(torch.rand(2, 3, 64, 64)))
+    sum(t.sum() for t in outputs).backward()

@@ -12,6 +12,7 @@ from copy import deepcopy
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -44,7 +45,7 @@ def expand(
         HostError: already expanded, or no convolution to expand: not a host's model, fused, or none selected.
     """
     check_options(block, identity)
-    model = model if inplace else deepcopy(model)
+    model = model if inplace else _copy(model)
     core = unwrapped(model)
     if "rep" in (getattr(core, "yaml", None) or {}):
         raise HostError(f"{type(core).__name__} is already expanded, by {core.yaml['rep']}; deploy() it first")  # type: ignore
@@ -67,7 +68,7 @@ def deploy(model: Model, *, inplace: bool = False) -> Model:
     Raises:
         FoldError: a block does not fold (training mode, for one); `model` is then as it was.
     """
-    model = model if inplace else deepcopy(model)
+    model = model if inplace else _copy(model)
     core = unwrapped(model)
     written = _deployed_yaml(core)
     fold_blocks_(core)
@@ -195,6 +196,12 @@ def _restore_stock_(block: Conv_C3, conv: nn.Conv2d, norm: _BatchNorm | None) ->
     for attribute in ("block", "identity"):
         del block.__dict__[attribute]
     block.__class__ = stock
+
+
+@torch.inference_mode(False)
+def _copy(model: Model) -> Model:
+    """A copy that can be trained, whatever mode it is made in."""
+    return deepcopy(model)
 
 
 def _deployed_yaml(model: nn.Module) -> dict[str, Any]:
