@@ -190,6 +190,15 @@ def test_command_writes_the_record_and_the_plot(tmp_path: Path) -> None:
     assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_command_writes_to_a_folder_of_its_own_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):  # the second replaces the files of the first
+        result = invoke(app, ["bench", "plain", "--imgsz", "16", "--rounds", "2", "--threads", "1"])
+        assert result.exit_code == 0, result.output
+        assert "wrote yolorep-bench/bench.json yolorep-bench/bench.png" in " ".join(result.output.split())
+    assert sorted(p.name for p in (tmp_path / "yolorep-bench").iterdir()) == ["bench.json", "bench.png"]
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [

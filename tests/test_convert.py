@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
+import resource
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 import torch
 from rich.console import Console
 
 import yolorep
-from tests.helpers import randomize_, run_python
+from tests.helpers import assert_untouched, randomize_, run_python, snapshot
 from tests.processes import yolorep as command
 from yolorep import CheckpointError, VerifyError, convert
 from yolorep.cli import main
 from yolorep.hosts import checkpoints
-from yolorep.surgery import rep_blocks
+from yolorep.selection import rep_blocks
+from yolorep.verify import verify_stored
 
 Command = Callable[..., int]
 
@@ -107,10 +110,37 @@ def test_deployed_checkpoint_keeps_its_contents(folder: Path, deployed: Path) ->
     assert {v.dtype for v in after["model"].state_dict().values() if v.is_floating_point()} == {torch.float32}
 
 
-def test_deploy_stores_half_when_asked(folder: Path, here: Command) -> None:
+def test_deploy_stores_half_when_asked(folder: Path, here: Command, capsys: pytest.CaptureFixture[str]) -> None:
     assert here("deploy", "rep.pt", "half.pt", "--half") == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    told = float(printed.split("stored as float16: largest relative error ")[1].split()[0])
+    assert "(float64 arithmetic; reported, not judged)" in printed
+    rep, half = (checkpoints.load(folder / name).model for name in ("rep.pt", "half.pt"))
+    assert told == pytest.approx(verify_stored(rep, half).max_rel, rel=0.1)
     state = torch.load(folder / "half.pt", weights_only=False)["model"].state_dict()
     assert {v.dtype for v in state.values() if v.is_floating_point()} == {torch.float16}
+
+
+@pytest.mark.parametrize("arguments", [["deploy", "rep.pt"], ["expand", "stock.pt"]])
+def test_the_proof_is_in_float64_arithmetic(
+    folder: Path, arguments: list[str], here: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert here(*arguments, "proven.pt", "--overwrite") == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "in float64 arithmetic" in printed
+    assert float(printed.split("largest relative error ")[1].split()[0]) < 1e-6
+    assert here("verify", arguments[1], "proven.pt") == 0
+    assert "float64 arithmetic, tolerance 1e-05" in capsys.readouterr().out
+
+
+def test_verify_command_tells_models_of_other_widths(
+    folder: Path, here: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ultralytics import YOLO
+
+    YOLO("yolov5s-rep.yaml").save(folder / "wide.pt")
+    assert here("verify", "rep.pt", "wide.pt") == 2
+    assert capsys.readouterr().err.startswith("yolorep: model.")
 
 
 def test_expand_and_deploy_give_the_stock_weights_back(folder: Path, here: Command) -> None:
@@ -134,7 +164,14 @@ def test_expand_takes_a_selection(folder: Path, here: Command, capsys: pytest.Ca
     ("arguments", "says"),
     [
         (["deploy", "none.pt", "out.pt"], "none.pt does not exist"),
+        (["deploy", "folder.pt", "out.pt"], "folder.pt is a folder"),
         (["deploy", "text.pt", "out.pt"], "text.pt is not a PyTorch checkpoint"),
+        (["deploy", "empty.pt", "out.pt"], "empty.pt is not a PyTorch checkpoint"),
+        (["deploy", "legacy.pt", "out.pt"], "legacy.pt is not a PyTorch checkpoint"),
+        (["deploy", "half-copied.pt", "out.pt"], "half-copied.pt is not a PyTorch checkpoint"),
+        (["deploy", "no-end.pt", "out.pt"], "no-end.pt is not a PyTorch checkpoint"),
+        (["deploy", "pickle.pt", "out.pt"], "pickle.pt is not a PyTorch checkpoint"),
+        (["deploy", "rep.pt", "folder.pt", "--overwrite"], "folder.pt is a folder"),
         (["deploy", "tensor.pt", "out.pt"], "tensor.pt holds no model of ultralytics or YOLOv5"),
         (["deploy", "stock.pt", "out.pt"], "stock.pt has no rep blocks"),
         (["deploy", "rep.pt", "stock.pt"], "stock.pt exists"),
@@ -154,8 +191,7 @@ def test_expand_takes_a_selection(folder: Path, here: Command, capsys: pytest.Ca
 def test_wrong_input_is_one_sentence_and_no_file(
     folder: Path, arguments: list[str], says: str, here: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (folder / "text.pt").write_text("not a checkpoint")
-    torch.save({"weight": torch.zeros(1)}, folder / "tensor.pt")
+    write_unreadable(folder)
     (folder / "expanded.pt").exists() or here("expand", "stock.pt", "expanded.pt")
     capsys.readouterr()
     files = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
@@ -165,6 +201,21 @@ def test_wrong_input_is_one_sentence_and_no_file(
     assert says in told
     assert len(told.strip().splitlines()) == 1
     assert {path: path.read_bytes() for path in folder.iterdir() if path.is_file()} == files
+
+
+def write_unreadable(folder: Path) -> None:
+    (folder / "folder.pt").mkdir(exist_ok=True)
+    (folder / "text.pt").write_text("not a checkpoint")
+    (folder / "empty.pt").write_bytes(b"")
+    tensor = {"weight": torch.zeros(10000)}
+    torch.save(tensor, folder / "tensor.pt")
+    torch.save(tensor, folder / "legacy.pt", _use_new_zipfile_serialization=False)
+    whole = (folder / "tensor.pt").read_bytes()
+    (folder / "half-copied.pt").write_bytes(whole[: len(whole) // 2])
+    (folder / "no-end.pt").write_bytes(whole[:-30])
+    with ZipFile(folder / "tensor.pt") as good, ZipFile(folder / "pickle.pt", "w") as bad:
+        for name in good.namelist():
+            bad.writestr(name, b"no pickle" if name.endswith("data.pkl") else good.read(name))
 
 
 def test_deploy_writes_nothing_when_the_proof_fails(
@@ -200,11 +251,34 @@ def test_an_interrupted_write_leaves_the_old_file(
     assert list(tmp_path.iterdir()) == [out]
 
 
-def test_half_refuses_what_does_not_fit(folder: Path, tmp_path: Path) -> None:
-    checkpoint = checkpoints.load(folder / "stock.pt")
-    checkpoint.model.model[0].bn.running_var[0] = 1e6
+def test_a_disk_that_is_full_is_one_sentence_and_leaves_the_old_file(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.pt"
+    out.write_bytes(b"old")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(CheckpointError, match=r"out\.pt cannot be written: .*File too large"):
+            convert.deploy_file(folder / "rep.pt", out, overwrite=True, console=Console(quiet=True))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert out.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_halved_is_a_copy(folder: Path) -> None:
+    model = checkpoints.load(folder / "stock.pt").model
+    before = snapshot(model)
+    dtypes = {v.dtype for v in checkpoints.halved(model).state_dict().values() if v.is_floating_point()}
+    assert dtypes == {torch.float16}
+    assert {v.dtype for v in model.parameters()} == {torch.float32}
+    assert_untouched(before, model)
+
+
+def test_half_refuses_what_does_not_fit(folder: Path) -> None:
+    model = checkpoints.load(folder / "stock.pt").model
+    model.model[0].bn.running_var[0] = 1e6
     with pytest.raises(CheckpointError, match=r"model\.0\.bn.running_var does not fit float16"):
-        checkpoints.save(checkpoint, checkpoint.model, tmp_path / "out.pt", half=True)
+        checkpoints.halved(model)
 
 
 def test_verify_command_compares_boxes_and_map(

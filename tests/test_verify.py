@@ -11,7 +11,7 @@ from torch import nn
 
 from tests.helpers import randomize_
 from yolorep import C3, Conv_C3, VerifyError, deploy, verify
-from yolorep.verify import END_TO_END, Report, Row
+from yolorep.verify import END_TO_END, Report, Row, verify_stored
 
 
 def model() -> nn.Module:
@@ -98,9 +98,51 @@ def test_verify_refuses_models_of_another_structure(other: nn.Module, reason: st
         verify(model(), other)
 
 
-def test_verify_refuses_outputs_of_another_shape() -> None:
-    with pytest.raises(VerifyError, match="different outputs"):
-        verify(nn.Conv2d(3, 8, 3), nn.Conv2d(3, 4, 3))
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        (nn.Conv2d(3, 8, 3), nn.Conv2d(3, 4, 3), r"^end to end: .*\(2, 8, 62, 62\).*\(2, 4, 62, 62\)"),
+        (nn.Conv2d(3, 8, 3), nn.Conv2d(3, 1, 3), r"^end to end: .*\(2, 1, 62, 62\)"),  # which would broadcast
+        (nn.Conv2d(3, 8, 3), nn.Conv2d(4, 8, 3), r"^end to end: .*channels"),
+        (nn.Sequential(Conv_C3(3, 8)), nn.Sequential(Conv_C3(3, 1)), r"^0: "),
+        (nn.Sequential(Conv_C3(3, 8), Conv_C3(8, 8)), nn.Sequential(Conv_C3(3, 8), Conv_C3(4, 8)), r"^1: .*channels"),
+        (nn.Sequential(Conv_C3(3, 8)), nn.Sequential(nn.ModuleDict()), r"^0: "),
+    ],
+)
+def test_verify_names_the_layer_whose_shape_differs(before: nn.Module, after: nn.Module, told: str) -> None:
+    with pytest.raises(VerifyError, match=told):
+        verify(before.eval(), after.eval())
+
+
+def test_verify_refuses_outputs_of_another_number() -> None:
+    class Twice(nn.Conv2d):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return super().forward(x), x
+
+    with pytest.raises(VerifyError, match=r"end to end: .*different outputs"):
+        verify(nn.Conv2d(3, 8, 3), Twice(3, 8, 3))
+
+
+def test_verify_stored_sees_the_values_and_not_the_arithmetic() -> None:
+    before = model()
+    after = deploy(before.double()).float()  # rounded once
+    before.float()
+    exact, rounded = verify_stored(before, before), verify_stored(before, after)
+    assert exact.max_rel == 0.0
+    assert (rounded.dtype, rounded.tolerance) == (torch.float64, 1e-5)
+    assert 1e-9 < rounded.max_rel < 1e-6  # the rounding of float32 values
+    assert "float64 arithmetic, tolerance 1e-05" in str(rounded)
+    assert {v.dtype for m in (before, after) for v in m.state_dict().values() if v.is_floating_point()} == {
+        torch.float32
+    }
+
+
+def test_verify_stored_reports_half_without_judging_it() -> None:
+    before = model()
+    report = verify_stored(before, deploy(before).half())
+    assert report.tolerance is None
+    assert 1e-5 < report.max_rel < 1e-1
+    assert report.ok
 
 
 def test_verify_needs_to_know_the_channels() -> None:

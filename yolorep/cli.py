@@ -28,6 +28,7 @@ Repo = Annotated[
 Source = Annotated[Path, typer.Argument(metavar="IN", help="A checkpoint (.pt) of ultralytics or YOLOv5.")]
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="The file to write.")]
 Half = Annotated[bool, typer.Option("--half", help="Store float16 instead of float32.")]
+BenchOut = Annotated[Path, typer.Option(help="Folder for bench.json and bench.png, which are replaced.", metavar="DIR")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")]
 
 
@@ -128,7 +129,7 @@ def bench(
     rounds: Annotated[int, typer.Option(help="Samples of each form.", min=2)] = 20,
     threads: Annotated[int | None, typer.Option(help="CPU threads; by default what torch chooses.", min=1)] = None,
     channels: Annotated[int, typer.Option(help="Channels of a block, in and out.", min=1)] = 64,
-    out: Annotated[Path | None, typer.Option(help="Folder for bench.json and bench.png.", metavar="DIR")] = None,
+    out: BenchOut = Path("yolorep-bench"),
     repo: Repo = None,
 ) -> None:
     """Time models and blocks with their branches, deployed, and against stock, interleaved."""
@@ -138,7 +139,7 @@ def bench(
     layouts = ("contiguous", "channels_last") if channels_last else ("contiguous",)
     precisions = tuple(p.value for p in precision)
     settings = Settings(tuple(batch), (), precisions, layouts, device or best_device(), rounds, threads)
-    run(what, settings, out and out / "bench", sizes=imgsz, channels=channels, repo=repo, console=_console())
+    run(what, settings, out / "bench", sizes=imgsz, channels=channels, repo=repo, console=_console())
 
 
 @app.command()

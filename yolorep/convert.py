@@ -10,8 +10,9 @@ from torch import nn
 
 from yolorep.errors import CheckpointError, VerifyError
 from yolorep.hosts import checkpoints
-from yolorep.surgery import deploy, expand, rep_blocks
-from yolorep.verify import Report, verify
+from yolorep.selection import rep_blocks
+from yolorep.surgery import deploy, expand
+from yolorep.verify import verify_stored
 
 
 def expand_file(
@@ -35,8 +36,7 @@ def expand_file(
     checkpoints.check_target(source, out, overwrite=overwrite)
     checkpoint = checkpoints.load(source, repo)
     expanded = expand(checkpoint.model, block, identity=identity, select=select)
-    _accept(verify(checkpoint.model, expanded), console)
-    checkpoints.save(checkpoint, expanded, out, half=half)
+    checkpoints.save(checkpoint, _proven(checkpoint.model, expanded, console, half=half), out)
     console.print(
         f"{len(rep_blocks(expanded))} layers expanded; {_size(checkpoint.model)} → {_size(expanded)}; wrote {out}"
     )
@@ -63,8 +63,7 @@ def deploy_file(
     if not blocks:
         raise CheckpointError(f"{source} has no rep blocks: it is deployed, or stock, already")
     deployed = deploy(checkpoint.model)
-    _accept(verify(checkpoint.model, deployed), console)
-    checkpoints.save(checkpoint, deployed, out, half=half)
+    checkpoints.save(checkpoint, _proven(checkpoint.model, deployed, console, half=half), out)
     console.print(f"{len(blocks)} blocks folded; {_size(checkpoint.model)} → {_size(deployed)}; wrote {out}")
     ours = sorted({type(m).__name__ for m in deployed.modules() if type(m).__module__.startswith("yolorep")})
     if ours:
@@ -86,7 +85,7 @@ def verify_files(
     Raises:
         CheckpointError, HostError, VerifyError: an input is not there, or the two cannot be compared.
     """
-    report = verify(checkpoints.load(before, repo).model, checkpoints.load(after, repo).model)
+    report = verify_stored(checkpoints.load(before, repo).model, checkpoints.load(after, repo).model)
     console.print(report)
     agree = report.ok
     if images is not None:
@@ -105,13 +104,22 @@ def verify_files(
     return agree
 
 
-def _accept(report: Report, console: Console) -> None:
+def _proven(before: nn.Module, after: nn.Module, console: Console, *, half: bool) -> nn.Module:
+    """The model to store: `after`, or a float16 copy of it, once it is shown to compute what `before` does."""
+    report = verify_stored(before, after)
     if not report.ok:
         console.print(report)
         raise VerifyError(f"error {report.max_rel:.1e} is out of tolerance ({report.tolerance:g}); nothing was written")
     console.print(
-        f"verified: largest relative error {report.max_rel:.1e} over {len(report.rows) - 1} blocks and end to end"
+        f"verified in float64 arithmetic: largest relative error {report.max_rel:.1e} over {len(report.rows) - 1} "
+        f"blocks and end to end, from rounding to float32 (tolerance {report.tolerance:g})"
     )
+    if not half:
+        return after
+    stored = checkpoints.halved(after)
+    error = verify_stored(before, stored).max_rel
+    console.print(f"stored as float16: largest relative error {error:.1e} (float64 arithmetic; reported, not judged)")
+    return stored
 
 
 def _size(model: nn.Module) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from io import StringIO
 from math import isfinite
 from typing import Any
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from yolorep.errors import VerifyError
-from yolorep.surgery import evaluating, rep_blocks
+from yolorep.selection import rep_blocks
+from yolorep.surgery import evaluating
 
 # Largest error relative to the largest output. Narrower types are reported, not judged.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
@@ -32,7 +34,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """What `verify` found: one row a block, the last end to end. tolerance is None where errors are only reported."""
+    """What `verify` found: one row a block, the last end to end.
+
+    dtype: the arithmetic in which both models were run. tolerance: None where errors are only reported.
+    """
 
     rows: tuple[Row, ...]
     dtype: torch.dtype
@@ -58,7 +63,8 @@ class Report:
         from rich.table import Table
 
         judged = "reported only" if self.tolerance is None else f"tolerance {self.tolerance:g} relative"
-        table = Table(title=f"{len(self.rows) - 1} blocks, {str(self.dtype).removeprefix('torch.')}, {judged}")
+        arithmetic = str(self.dtype).removeprefix("torch.")
+        table = Table(title=f"{len(self.rows) - 1} blocks, {arithmetic} arithmetic, {judged}")
         table.add_column("layer", overflow="fold")
         for column in ("max abs", "max relative", ""):
             table.add_column(column, justify="right")
@@ -82,7 +88,7 @@ def verify(before: nn.Module, after: nn.Module, x: Tensor | None = None) -> Repo
     Both models are left as they were.
 
     Raises:
-        VerifyError: the models have different outputs in number or shape, or a block has no counterpart.
+        VerifyError: outputs differ in number or shape, or a block has no counterpart that takes its input.
     """
     x = example_input(before) if x is None else x
     names = sorted({*rep_blocks(before), *rep_blocks(after)} - {""})
@@ -94,24 +100,33 @@ def verify(before: nn.Module, after: nn.Module, x: Tensor | None = None) -> Repo
         for name in names:
             hook = _comparison(name, _counterpart(after, name), rows)
             stack.callback(_counterpart(before, name).register_forward_hook(hook).remove)
-        expected, got = _tensors(before(x)), _tensors(after(x))
-    if [t.shape for t in expected] != [t.shape for t in got]:
-        shapes = [[tuple(t.shape) for t in output] for output in (expected, got)]
-        raise VerifyError(f"the models have different outputs: {shapes[0]} and {shapes[1]}")
-    rows.append(_row(END_TO_END, expected, got))
+        rows.append(_row(END_TO_END, before(x), _called(END_TO_END, after, x)))
     return Report(tuple(rows), x.dtype, TOLERANCE.get(x.dtype))
+
+
+def verify_stored(before: nn.Module, after: nn.Module) -> Report:
+    """Compare the values that two models store: copies of both are run in float64, and judged by what `after` stores.
+
+    In float32 the end-to-end error of a deep model is mostly that of two orders of evaluation. In float64 arithmetic
+    it is what rounding the folded values to the dtype of `after` does, and nothing else.
+
+    Raises:
+        VerifyError: as `verify`.
+    """
+    stored = next(after.parameters()).dtype
+    report = verify(deepcopy(before).double(), deepcopy(after).double())
+    return replace(report, tolerance=TOLERANCE.get(stored))
 
 
 def example_input(model: nn.Module) -> Tensor:
     """Noise in [0, 1), the same each time: (2, channels, side, side) on the model's device and in its dtype."""
-    weight = next((m.weight for m in model.modules() if isinstance(m, nn.Conv2d)), None)
-    if weight is None:
+    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    if first is None:
         raise VerifyError(f"{type(model).__name__} has no convolution to tell the input's channels from; pass x")
-    first = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
     stride = getattr(model, "stride", None)
     side = 4 * int(stride.max()) if isinstance(stride, Tensor) else 64
     noise = torch.rand(2, first.in_channels, side, side, generator=torch.Generator().manual_seed(0))
-    return noise.to(device=weight.device, dtype=weight.dtype)
+    return noise.to(first.weight)
 
 
 def _counterpart(model: nn.Module, name: str) -> nn.Module:
@@ -123,14 +138,28 @@ def _counterpart(model: nn.Module, name: str) -> nn.Module:
 
 def _comparison(name: str, counterpart: nn.Module, rows: list[Row]) -> Any:
     def compare(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        rows.append(_row(name, [output], [counterpart(*inputs)]))
+        rows.append(_row(name, output, _called(name, counterpart, *inputs)))
 
     return compare
 
 
-def _row(name: str, expected: list[Tensor], got: list[Tensor]) -> Row:
+def _called(name: str, module: nn.Module, *inputs: Tensor) -> Any:
+    try:
+        return module(*inputs)
+    except (RuntimeError, TypeError) as error:  # what torch raises for an input of another shape, or for several
+        raise VerifyError(f"{name}: the models differ in structure: {str(error).strip().splitlines()[0]}") from None
+
+
+def _row(name: str, expected: Any, got: Any) -> Row:
+    """Raises:
+    VerifyError: the outputs differ in number or shape.
+    """
+    outputs = _tensors(expected), _tensors(got)
+    shapes = [[tuple(t.shape) for t in output] for output in outputs]
+    if shapes[0] != shapes[1]:
+        raise VerifyError(f"{name}: the models have different outputs: {shapes[0]} and {shapes[1]}")
     worst_abs, worst_rel = 0.0, 0.0
-    for a, b in zip(expected, got, strict=True):
+    for a, b in zip(*outputs, strict=True):
         error = float((a.double() - b.double()).abs().max()) if a.numel() else 0.0
         largest = float(a.double().abs().max()) if a.numel() else 0.0
         relative = error / largest if largest else error

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import safer
@@ -61,12 +63,16 @@ def host_of(path: Path) -> str:
     Raises:
         CheckpointError: no such file, not a PyTorch checkpoint, or a model of neither host.
     """
+    if Path(path).is_dir():
+        raise CheckpointError(f"{path} is a folder; accepted: a checkpoint file (.pt) of ultralytics or YOLOv5")
     if not Path(path).is_file():
         raise CheckpointError(f"{path} does not exist; accepted: a checkpoint file (.pt) of ultralytics or YOLOv5")
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except Exception:  # whatever a file that is not a zip archive of torch.save makes the reader raise
-        raise CheckpointError(f"{path} is not a PyTorch checkpoint (a file written by torch.save)") from None
+    except (ValueError, RuntimeError, OSError, UnpicklingError):  # no zip file; a damaged one, in one of three ways
+        raise CheckpointError(
+            f"{path} is not a PyTorch checkpoint (a whole file written by torch.save in its zip format)"
+        ) from None
     if any(name.startswith("ultralytics.nn.") for name in names):
         return "ultralytics"
     if any(name.startswith(YOLOV5_PACKAGES) for name in names):
@@ -74,29 +80,40 @@ def host_of(path: Path) -> str:
     raise CheckpointError(f"{path} holds no model of ultralytics or YOLOv5")
 
 
-def save(checkpoint: Checkpoint, model: nn.Module, out: Path, *, half: bool = False) -> None:
-    """Write `checkpoint` with `model` in place of its own; all of the file or none of it.
-
-    half: store float16, as the hosts do, instead of float32.
+def halved(model: nn.Module) -> nn.Module:
+    """A copy with float16 values, as the hosts store them.
 
     Raises:
         CheckpointError: a value does not fit float16.
     """
-    if half:
-        model = model.half()
-        wrong = [name for name, value in model.state_dict().items() if not bool(torch.isfinite(value).all())]
-        if wrong:
-            raise CheckpointError(f"{wrong[0]} does not fit float16; write it without --half")
+    copy = deepcopy(model).half()
+    wrong = [name for name, value in copy.state_dict().items() if not bool(torch.isfinite(value).all())]
+    if wrong:
+        raise CheckpointError(f"{wrong[0]} does not fit float16; write it without --half")
+    return copy
+
+
+def save(checkpoint: Checkpoint, model: nn.Module, out: Path) -> None:
+    """Write `checkpoint` with `model` in place of its own; all of the file or none of it.
+
+    Raises:
+        CheckpointError: the file cannot be written.
+    """
     content = {key: None if key in OF_THE_RUN else value for key, value in checkpoint.content.items()}
     content["model"] = model
-    with safer.open(out, "wb", temp_file=True) as file:  # all of the file or none of it
-        torch.save(content, file)  # type: ignore[arg-type]
+    try:
+        with safer.open(out, "wb", temp_file=True) as file:  # all of the file or none of it
+            torch.save(content, file)  # type: ignore[arg-type]
+    except OSError as error:
+        raise CheckpointError(f"{out} cannot be written: {error.strerror or error}") from None
 
 
 def check_target(source: Path, out: Path, *, overwrite: bool) -> None:
     """Raises:
-    CheckpointError: `out` would replace a file, has no folder, or has a name that ultralytics takes for its own.
+    CheckpointError: `out` is a folder or is in none, would replace a file, or has a name that ultralytics takes.
     """
+    if out.is_dir():
+        raise CheckpointError(f"{out} is a folder; choose the name of a file")
     if out.exists() and (not overwrite or out.resolve() == source.resolve()):
         raise CheckpointError(f"{out} exists; choose another name, or --overwrite (never for the input itself)")
     if not out.parent.is_dir():

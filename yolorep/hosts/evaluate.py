@@ -102,7 +102,10 @@ def detector(checkpoint: Path, imgsz: int, repo: Path | None = None) -> Detector
 def mean_average_precision(
     checkpoint: Path, data: Path, *, imgsz: int, repo: Path | None = None
 ) -> tuple[float, float]:
-    """(mAP50, mAP50-95) of a checkpoint as it is stored, by the host's own validation.
+    """(mAP50, mAP50-95) of a checkpoint as it is stored, by the host's own validation, one image at a time.
+
+    One at a time because the NMS of both hosts gives up on the rest of a batch after a time limit, which a busy
+    machine reaches; the clock is looked at after an image, so that the first is always complete.
 
     Raises:
         VerifyError: no such data file.
@@ -117,7 +120,8 @@ def mean_average_precision(
 @contextmanager
 def unfused() -> Iterator[None]:
     """Have the hosts run models as they are stored: their `fuse` does nothing meanwhile."""
-    bases = [sys.modules[name].BaseModel for name in attached()]
+    modules: list[Any] = [sys.modules.get(name) for name in attached()]
+    bases = [module.BaseModel for module in modules if hasattr(module, "BaseModel")]
     originals = [base.fuse for base in bases]
     for base in bases:
         base.fuse = lambda model, *args, **kwargs: model
@@ -146,7 +150,8 @@ def _ultralytics_map(checkpoint: Path, data: Path, imgsz: int) -> tuple[float, f
 
     model = YOLO(checkpoint)
     with TemporaryDirectory() as folder, unfused():
-        box = model.val(data=str(data), imgsz=imgsz, verbose=False, plots=False, workers=0, project=folder).box
+        options = {"imgsz": imgsz, "batch": 1, "workers": 0, "plots": False, "verbose": False}
+        box = model.val(data=str(data), project=folder, **options).box
     return float(box.map50), float(box.map)
 
 
@@ -170,7 +175,7 @@ def _yolov5_map(checkpoint: Path, data: Path, imgsz: int, repo: Path | None) -> 
     (general,) = tree_modules(repo, "utils.general")
     teach_files(general)
     (val,) = tree_modules(repo, "val")
-    options = {"imgsz": imgsz, "batch_size": 16, "device": "cpu", "workers": 0, "half": False, "plots": False}
+    options = {"imgsz": imgsz, "batch_size": 1, "device": "cpu", "workers": 0, "half": False, "plots": False}
     with TemporaryDirectory() as folder, unfused():
         figures = val.run(str(data), weights=str(checkpoint), project=folder, **options)[0]
     return float(figures[2]), float(figures[3])
