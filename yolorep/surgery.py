@@ -28,6 +28,7 @@ Model = TypeVar("Model", bound=nn.Module)
 PLAIN = "plain"
 
 
+@torch.inference_mode(False)  # what is made in that mode could never be trained
 def expand(
     model: Model, block: str = "repvgg", *, identity: str = "auto", select: Select = None, inplace: bool = False
 ) -> Model:
@@ -45,7 +46,7 @@ def expand(
         HostError: already expanded, or no convolution to expand: not a host's model, fused, or none selected.
     """
     check_options(block, identity)
-    model = model if inplace else _copy(model)
+    model = model if inplace else deepcopy(model)
     core = unwrapped(model)
     if "rep" in (getattr(core, "yaml", None) or {}):
         raise HostError(f"{type(core).__name__} is already expanded, by {core.yaml['rep']}; deploy() it first")  # type: ignore
@@ -58,6 +59,7 @@ def expand(
     return model
 
 
+@torch.inference_mode(False)
 def deploy(model: Model, *, inplace: bool = False) -> Model:
     """Fold every rep block into a stock layer of the host: same function, stock classes, stock state-dict keys.
 
@@ -68,7 +70,7 @@ def deploy(model: Model, *, inplace: bool = False) -> Model:
     Raises:
         FoldError: a block does not fold (training mode, for one); `model` is then as it was.
     """
-    model = model if inplace else _copy(model)
+    model = model if inplace else deepcopy(model)
     core = unwrapped(model)
     written = _deployed_yaml(core)
     fold_blocks_(core)
@@ -196,12 +198,6 @@ def _restore_stock_(block: Conv_C3, conv: nn.Conv2d, norm: _BatchNorm | None) ->
     for attribute in ("block", "identity"):
         del block.__dict__[attribute]
     block.__class__ = stock
-
-
-@torch.inference_mode(False)
-def _copy(model: Model) -> Model:
-    """A copy that can be trained, whatever mode it is made in."""
-    return deepcopy(model)
 
 
 def _deployed_yaml(model: nn.Module) -> dict[str, Any]:
