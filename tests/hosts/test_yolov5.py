@@ -158,5 +158,5 @@ def test_yolov5_detects_with_a_rep_checkpoint_in_its_own_script(host: Path, tiny
     printed = plain(host / "detect.py", *arguments, cwd=tmp_path)
     summary = next(line for line in printed.splitlines() if "summary:" in line)
     # Stock YOLOv5n with two classes: its parameters once its batch norms are folded, and no more layers than it has.
-    assert summary.startswith("YOLOv5n summary")
+    assert summary.startswith("YOLOv5n-rep summary")
     assert "1761871 parameters" in summary.replace(",", "")
