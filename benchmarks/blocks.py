@@ -10,4 +10,4 @@ from __future__ import annotations
 from benchmark import record
 
 if __name__ == "__main__":
-    record("blocks", ["repvgg"], batches=[1, 8], channels=64, description=__doc__)
+    record("blocks", ["repvgg"], batches=[1, 8, 16], channels=64, description=__doc__)

@@ -60,7 +60,8 @@ def of_name(what: str, *, channels: int = 64, repo: Path | None = None) -> Subje
 
 def of_block(block: str, channels: int) -> Subjects:
     """One `Conv_C3` with its branches and switched, and YOLO's convolution, batch norm and activation as they are."""
-    unfused, stock = Conv_C3(channels, channels, block=block).eval(), Conv_C3(channels, channels, block="plain").eval()
+    act = nn.SiLU(inplace=True)  # as both hosts set it in the models that they build
+    unfused, stock = (Conv_C3(channels, channels, act=act, block=b).eval() for b in (block, "plain"))
     deployed = deepcopy(unfused)
     deployed._switch_to_deploy()
     return Subjects(block, {UNFUSED: unfused, DEPLOYED: deployed, STOCK: stock}, channels)
