@@ -11,7 +11,7 @@ from tests.helpers import run_python
 from tests.hosts.yolov5_helpers import TREES, needs_package, needs_trees, plain
 from yolorep import patching
 from yolorep.errors import HostError
-from yolorep.hosts.library import shipped
+from yolorep.hosts.shipped import shipped
 
 BODY = "def parse_model(d, ch):\n    return nn.Sequential(*layers), sorted(save)\n\n\n"
 MAIN = {

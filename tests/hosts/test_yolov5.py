@@ -148,7 +148,7 @@ def test_yolov5_detects_with_a_rep_checkpoint_in_its_own_script(host: Path, tiny
     """No line of the script knows yolorep: reading the checkpoint brings the hooks."""
     code = (
         "import sys, torch; from pathlib import Path; from yolorep.hosts.compat import tree_modules\n"
-        "from yolorep.hosts.library import shipped\n"
+        "from yolorep.hosts.shipped import shipped\n"
         "yolo = tree_modules(Path(sys.argv[1]), 'models.yolo')[0]\n"
         "torch.save({'model': yolo.Model(str(shipped()['yolov5n-rep.yaml']), nc=2).eval()}, 'rep.pt')"
     )

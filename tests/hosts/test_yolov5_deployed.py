@@ -50,7 +50,7 @@ import sys, torch
 from yolorep.hosts.compat import make_runnable
 make_runnable()
 from yolov5.models.yolo import Model
-from yolorep.hosts.library import find_yaml
+from yolorep.hosts.shipped import find_yaml
 from tests.helpers import randomize_
 for yaml, file in (("yolov5n-rep.yaml", "rep.pt"), (sys.argv[1], "stock.pt")):
     model = randomize_(Model(find_yaml(yaml), nc=3))

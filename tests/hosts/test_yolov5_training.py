@@ -102,7 +102,7 @@ def test_yolov5_stock_weights_fill_the_dense_branches(coco_weights: Path, tiny_d
 START = """
 import sys, torch
 from yolorep.hosts.compat import make_runnable
-from yolorep.hosts.library import find_yaml
+from yolorep.hosts.shipped import find_yaml
 make_runnable()
 from yolov5.models.yolo import Model
 from yolov5.utils.general import intersect_dicts

@@ -16,7 +16,7 @@ import yaml
 from yolorep.errors import HostError
 from yolorep.hosts.compat import make_runnable
 from yolorep.hosts.hooks import Hooks
-from yolorep.hosts.library import find_yaml
+from yolorep.hosts.shipped import find_yaml
 from yolorep.hosts.tree import find_script, find_tree
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from yolorep import rows
 from yolorep.hosts.common import fuse_after_deploy, parse_planned, require
 from yolorep.hosts.hooks import Hooks
-from yolorep.hosts.library import find_yaml
+from yolorep.hosts.shipped import find_yaml
 from yolorep.selection import is_stock_conv, rep_blocks
 from yolorep.surgery import grow_
 
