@@ -42,15 +42,18 @@ def yolorep(*arguments: object, cwd: Path, code: int = 0) -> str:
     return run(NO_NETWORK + LAUNCH, *arguments, cwd=cwd, code=code)
 
 
-def run(python: str, *arguments: object, cwd: Path, code: int = 0, **env: str) -> str:
-    """What a program prints, both streams, in a fresh process that finds the package under test."""
+def run(python: str, *arguments: object, cwd: Path, code: int = 0, optional: str = "", **env: str) -> str:
+    """What a program prints, both streams, in a fresh process that finds the package under test.
+
+    optional: a module without which the test is skipped, because the program is not yolorep's.
+    """
     path = os.pathsep.join(filter(None, (env.pop("PYTHONPATH", ""), str(ROOT), os.environ.get("PYTHONPATH"))))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **env}
     command = [sys.executable, "-c", python, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd, timeout=600)
     printed = done.stdout + done.stderr
-    if "No module named 'IPython'" in printed:  # which YOLOv5 v7.0 needs where yolorep does not run it
-        pytest.skip("optional host: this tree needs IPython")
+    if optional and f"No module named '{optional}'" in printed:
+        pytest.skip(f"optional host: this tree needs {optional}")
     assert done.returncode == code, printed[-4000:]
     assert "NETWORK" not in printed, printed[-4000:]
     return printed

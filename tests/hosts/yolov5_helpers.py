@@ -35,4 +35,4 @@ def plain(script: Path, *arguments: object, cwd: Path, **env: str) -> str:
     (cwd / "config").mkdir(exist_ok=True)
     (cwd / "config" / "Arial.ttf").write_bytes(font_file().read_bytes())
     env = {"YOLOV5_CONFIG_DIR": str(cwd / "config"), "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1", **env}
-    return run(NO_NETWORK + SCRIPT, script, *arguments, cwd=cwd, **env)
+    return run(NO_NETWORK + SCRIPT, script, *arguments, cwd=cwd, optional="IPython", **env)  # v7.0 imports it
