@@ -36,6 +36,7 @@ def record(
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--name", default=name, help="of the files in --out")
     options = parser.parse_args()
     layouts = ("contiguous", "channels_last")
     settings = Settings(
@@ -46,7 +47,7 @@ def record(
         run(
             options.what,
             settings,
-            options.out / name,
+            options.out / options.name,
             sizes=options.imgsz,
             channels=options.channels,
             console=console,

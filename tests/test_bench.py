@@ -1,4 +1,5 @@
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,7 +11,7 @@ from typer.testing import CliRunner
 from tests.helpers import assert_same, randomize_, relative_error
 from yolorep import Conv_C3, deploy, expand
 from yolorep.bench import Settings, Spread, Timing, bench, interleave, of_block, of_model, of_name, timing
-from yolorep.bench.subjects import DEPLOYED, STOCK, UNFUSED
+from yolorep.bench.subjects import CONVOLUTION, DEPLOYED, STOCK, UNFUSED
 from yolorep.cli import app
 from yolorep.cli_lists import spread
 from yolorep.errors import UsageError, YolorepError
@@ -50,6 +51,16 @@ def test_interleave_times_a_single_call(monkeypatch: pytest.MonkeyPatch) -> None
     assert result.ratio("b", "a") == Spread(4, 4, 4)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="the system does not say")
+def test_page_faults_are_those_of_memory_that_is_fresh() -> None:
+    kept, pages = torch.zeros(2**24), 2**26 // 4096
+    subjects = {"fresh": lambda: torch.zeros(2**24).add_(1), "kept": lambda: kept.add_(1)}
+    faults = interleave(subjects, 2, CPU).page_faults
+    assert faults is not None
+    assert min(faults["fresh"]) >= pages
+    assert max(faults["kept"]) < pages / 10
+
+
 def test_ratio_is_taken_within_a_round() -> None:
     drifting = Timing(1, {"a": [2.0, 4.0, 20.0, 8.0], "b": [1.0, 2.0, 10.0, 4.0]})
     assert drifting.ratio("a", "b") == Spread(2, 2, 2)
@@ -60,11 +71,12 @@ def test_ratio_is_taken_within_a_round() -> None:
 def test_forms_of_a_block_are_what_they_are_called(block: str) -> None:
     forms = of_block(block, 8).forms
     x = torch.rand(1, 8, 16, 16)
-    assert list(forms) == [UNFUSED, DEPLOYED, STOCK]
+    assert list(forms) == [UNFUSED, DEPLOYED, STOCK, CONVOLUTION]
     assert not any(form.training for form in forms.values())
     assert [forms[name].deployed for name in (UNFUSED, DEPLOYED)] == [False, True]
     assert [type(m) for m in forms[STOCK].children()] == [nn.Conv2d, nn.BatchNorm2d, nn.SiLU]
     assert_same(forms[UNFUSED](x), forms[DEPLOYED](x))
+    assert_same(nn.functional.silu(forms[CONVOLUTION](x)), forms[DEPLOYED](x))
 
 
 @pytest.mark.parametrize("yaml", ["yolov5n-rep.yaml", "yolov5s-rep-k33.yaml"])

@@ -11,6 +11,7 @@ from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from itertools import zip_longest
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import safer
@@ -19,19 +20,20 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from yolorep.bench.run import Result, Settings
-from yolorep.bench.subjects import DEPLOYED, STOCK, UNFUSED
+from yolorep.bench.subjects import CONVOLUTION, DEPLOYED, STOCK, UNFUSED
 from yolorep.bench.timing import Spread
 
 PACKAGES = ("yolorep", "ultralytics", "torch", "numpy")
-COLOURS = {UNFUSED: "tab:orange", DEPLOYED: "tab:blue", STOCK: "tab:grey"}
+COLOURS = {UNFUSED: "tab:orange", DEPLOYED: "tab:blue", STOCK: "tab:grey", CONVOLUTION: "tab:green"}
+ALLOCATOR_SETTINGS = ("MALLOC_", "LD_PRELOAD")  # prefixes of variables that set how memory is kept
 
 
 def table(results: Sequence[Result], settings: Settings) -> Table:
-    """Median time of a call with its quartiles, images a second, and the time in units of the deployed form's."""
+    """Median time of a call, images a second, the time in units of the deployed form's with quartiles, page faults."""
     view = Table(title=_conditions(settings), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     view.add_column("run", overflow="fold")
     view.add_column("form", no_wrap=True)
-    for column in ("ms", "quartiles", "FPS", f"/ {DEPLOYED}", "quartiles"):
+    for column in ("ms", "FPS", f"/ {DEPLOYED}", "quartiles", "faults"):
         view.add_column(column, justify="right", no_wrap=True)
     for result in results:
         label = (result.what, f"batch {result.batch}, {result.size} px", f"{result.precision} {result.layout}")
@@ -69,6 +71,7 @@ def machine(settings: Settings) -> dict[str, Any]:
         "capability": torch.backends.cpu.get_cpu_capability(),
         "gpu": torch.cuda.get_device_name(settings.device) if gpu else None,
         "cudnn_benchmark": True if gpu else None,
+        "allocator": {k: v for k, v in sorted(os.environ.items()) if k.startswith(ALLOCATOR_SETTINGS)},
         "system": platform.system(),
         "python": platform.python_version(),
     }
@@ -82,13 +85,16 @@ def plot(results: Sequence[Result], settings: Settings, file: Path) -> None:
     figure = Figure(figsize=(max(5.0, 1.5 + 1.7 * len(results)), 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     axis = figure.add_subplot()
-    for form, colour in COLOURS.items():
+    shown = [form for form in COLOURS if any(form in r.timing.seconds for r in results)]
+    for place, form in enumerate(shown):
         bars = [(i, r) for i, r in enumerate(results) if form in r.timing.seconds]
         ratios = [r.timing.ratio(form, DEPLOYED) for _, r in bars]
-        where = [i + 0.27 * (list(COLOURS).index(form) - 1) for i, _ in bars]
+        width = 0.81 / len(shown)
+        where = [i + width * (place - (len(shown) - 1) / 2) for i, _ in bars]
         whiskers = [[r.median - r.low for r in ratios], [r.high - r.median for r in ratios]]
         heights = [r.median for r in ratios]
-        axis.bar(where, heights, 0.25, yerr=whiskers, color=colour, label=form, error_kw={"lw": 1, "capsize": 2})
+        look: dict[str, Any] = {"color": COLOURS[form], "label": form, "error_kw": {"lw": 1, "capsize": 2}}
+        axis.bar(where, heights, width - 0.02, yerr=whiskers, **look)
         for x, ratio in zip(where, ratios, strict=True):
             above: dict[str, Any] = {"xytext": (0, 3), "textcoords": "offset points", "ha": "center", "fontsize": 8}
             axis.annotate(f"{ratio.median:.2f}", (x, ratio.high), **above)
@@ -97,7 +103,7 @@ def plot(results: Sequence[Result], settings: Settings, file: Path) -> None:
     axis.set_title(_conditions(settings), fontsize=9)
     axis.margins(y=0.15)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, ncols=3, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2))
+    axis.legend(frameon=False, ncols=len(shown), fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     with safer.open(file, "wb") as whole:
         figure.savefig(whole, dpi=130)  # type: ignore[arg-type]
 
@@ -111,8 +117,9 @@ def _conditions(settings: Settings) -> str:
 
 def _cells(result: Result, form: str) -> tuple[str, ...]:
     time, ratio = result.timing.time(form), result.timing.ratio(form, DEPLOYED)
-    fps = f"{result.batch / time.median:.1f}"
-    return form, f"{time.median * 1e3:.2f}", _quartiles(time, 1e3), fps, f"{ratio.median:.2f}", _quartiles(ratio)
+    speed = f"{time.median * 1e3:.2f}", f"{result.batch / time.median:.1f}"
+    faults = f"{median(result.timing.page_faults[form]):.0f}" if result.timing.page_faults else "-"
+    return form, *speed, f"{ratio.median:.2f}", f"{ratio.low:.2f}-{ratio.high:.2f}", faults
 
 
 def _record(result: Result) -> dict[str, Any]:
@@ -124,6 +131,7 @@ def _record(result: Result) -> dict[str, Any]:
             "fps": result.batch / timing.time(form).median,
             "times_deployed": asdict(timing.ratio(form, DEPLOYED)),
             "seconds": timing.seconds[form],
+            "page_faults": median(timing.page_faults[form]) if timing.page_faults else None,
         }
         for form in timing.seconds
     }
@@ -133,10 +141,6 @@ def _record(result: Result) -> dict[str, Any]:
 def _group(result: Result) -> str:
     precision = "" if result.precision == "float32" else f"\n{result.precision}"
     return f"{result.what}\nbatch {result.batch}, {result.size} px\n{result.layout}{precision}"
-
-
-def _quartiles(spread: Spread, unit: float = 1.0) -> str:
-    return f"{spread.low * unit:.2f}-{spread.high * unit:.2f}"
 
 
 def _scaled(spread: Spread, unit: float) -> Spread:

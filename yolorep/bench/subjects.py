@@ -20,7 +20,7 @@ from yolorep.errors import HostError, UsageError, YolorepError
 from yolorep.selection import rep_blocks
 from yolorep.surgery import deploy, dialect_of
 
-UNFUSED, DEPLOYED, STOCK = "unfused", "deployed", "stock"
+UNFUSED, DEPLOYED, STOCK, CONVOLUTION = "unfused", "deployed", "stock", "convolution"
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,16 @@ def of_name(what: str, *, channels: int = 64, repo: Path | None = None) -> Subje
 
 
 def of_block(block: str, channels: int) -> Subjects:
-    """One `Conv_C3` with its branches and switched, and YOLO's convolution, batch norm and activation as they are."""
+    """One `Conv_C3` with its branches and switched, and YOLO's convolution, batch norm and activation as they are.
+
+    The convolution alone is timed too: less than that no folding can leave.
+    """
     act = nn.SiLU(inplace=True)  # as both hosts set it in the models that they build
     unfused, stock = (Conv_C3(channels, channels, act=act, block=b).eval() for b in (block, "plain"))
     deployed = deepcopy(unfused)
     deployed._switch_to_deploy()
-    return Subjects(block, {UNFUSED: unfused, DEPLOYED: deployed, STOCK: stock}, channels)
+    forms = {UNFUSED: unfused, DEPLOYED: deployed, STOCK: stock, CONVOLUTION: deepcopy(deployed.conv)}
+    return Subjects(block, forms, channels)
 
 
 def of_model(name: str, model: nn.Module) -> Subjects:

@@ -6,12 +6,16 @@ the two statements would be read as a difference between the subjects.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import quantiles
 from time import perf_counter
 
 import torch
+
+if sys.platform != "win32":
+    from resource import RUSAGE_SELF, getrusage
 
 WARM_UP_CALLS = 3
 SAMPLE_SECONDS = 0.05  # a sample repeats the call for about this long, well above the clock's resolution
@@ -34,10 +38,14 @@ class Spread:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one call, one figure for each subject and round. calls: how many calls a figure is the mean of."""
+    """Seconds of one call, one figure for each subject and round. calls: how many calls a figure is the mean of.
+
+    page_faults: of one call, likewise: pages of memory that the system had to supply anew. None where it does not say.
+    """
 
     calls: int
     seconds: dict[str, list[float]]
+    page_faults: dict[str, list[float]] | None = None
 
     def time(self, subject: str) -> Spread:
         """Seconds of one call."""
@@ -65,12 +73,22 @@ def interleave(
     fastest = min(sample(call, 1) for call in subjects.values())
     calls = max(1, round(SAMPLE_SECONDS / fastest))
     seconds: dict[str, list[float]] = {name: [] for name in subjects}
+    faults: dict[str, list[float]] = {name: [] for name in subjects}
     for _ in range(rounds):
         for name, call in subjects.items():
             call()
+            before = _page_faults()
             seconds[name].append(sample(call, calls) / calls)
+            faults[name].append((_page_faults() - before) / calls)
         after_round()
-    return Timing(calls, seconds)
+    return Timing(calls, seconds, faults if sys.platform != "win32" else None)
+
+
+def _page_faults() -> int:
+    """Of this process, all threads together, without those that read a disk."""
+    if sys.platform == "win32":
+        return 0
+    return getrusage(RUSAGE_SELF).ru_minflt
 
 
 def _cpu_seconds(call: Call, calls: int) -> float:
