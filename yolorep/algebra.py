@@ -90,20 +90,18 @@ def compose(first: Kernel, second: Kernel) -> Kernel:
     if first.out_channels != second.in_channels:
         raise FoldError(f"a map to {first.out_channels} channels is followed by one from {second.in_channels}")
     mode = _composed_padding_mode(first, second)
-    free = not first.groups
-    groups = 0 if free else gcd(first.groups, second.groups)
-    w1, w2 = (first.weight, second.weight) if free else (regroup(first, groups), regroup(second, groups))
-    # (groups, out, in, kh, kw): the second's input channels are the first's output channels, within each group.
-    w1, w2 = (w.reshape(max(groups, 1), -1, *w.shape[1:]) for w in (w1, w2))
     rows, cols = (_composed_axis(first, second, axis) for axis in (0, 1))
-    through = torch.einsum("gom,gm->go", w2.sum((-2, -1)), first.bias.reshape(w1.shape[:2]))
+    w1, w2, merged = _aligned(first, second)
+    through = w2.sum((-2, -1)) @ first.bias.reshape(*w1.shape[:3], 1)
+    # A first kernel with finer groups gives each of them a part of every output; the parts of the bias add up.
+    through = through.sum(1) if merged.finer_first else through
     return Kernel(
-        _composed_weight(w1, w2, rows, cols).flatten(0, 1),
+        merged(_composed_weight(w1, w2, rows, cols)),
         through.flatten() + second.bias,
         stride=_pair(lambda a: first.stride[a] * second.stride[a]),
         padding=_pair(lambda a: first.padding[a] + first.stride[a] * second.padding[a]),
         dilation=(rows.dilation, cols.dilation),
-        groups=groups,
+        groups=gcd(first.groups, second.groups),
         padding_mode=mode,
         moments=second.moments,
     )
@@ -175,13 +173,48 @@ class _ComposedAxis(NamedTuple):
         return slice(start, start + (size1 - 1) * self.step1 + 1, self.step1)
 
 
+@dataclass(frozen=True)
+class _Merged:
+    """How a composed weight (groups, parts, out, in, kh, kw) is read as (out, in // groups, kh, kw).
+
+    finer_first: whether the parts are groups of the first kernel (of its input), or of the second (of its output).
+    """
+
+    finer_first: bool
+
+    def __call__(self, weight: Tensor) -> Tensor:
+        if self.finer_first:
+            return weight.transpose(1, 2).flatten(2, 3).flatten(0, 1)
+        return weight.flatten(0, 2)
+
+
+def _aligned(first: Kernel, second: Kernel) -> tuple[Tensor, Tensor, _Merged]:
+    """Both weights as (groups, parts, out, in, kh, kw), the second's in being the first's out, in each group and part.
+
+    A depthwise kernel before or after a dense one is thus composed channel by channel, without the zeros between.
+    """
+    if not first.groups:
+        return first.weight[None, None], second.weight[None, None], _Merged(False)
+    groups = gcd(first.groups, second.groups)
+    parts1, parts2 = first.groups // groups, second.groups // groups
+    w1, w2 = first.weight, second.weight
+    if parts1 > 1 and parts2 > 1:  # neither's groups are whole groups of the other
+        w1, parts1 = regroup(first, groups), 1
+    w1 = w1.reshape(groups, parts1 * parts2, -1, *w1.shape[1:])
+    if parts1 == 1:
+        return w1, w2.reshape(groups, parts2, -1, *w2.shape[1:]), _Merged(False)
+    w2 = w2.reshape(groups, -1, parts1, w2.shape[1] // parts1, *w2.shape[2:]).transpose(1, 2)
+    return w1, w2, _Merged(True)
+
+
 def _composed_weight(w1: Tensor, w2: Tensor, rows: _ComposedAxis, cols: _ComposedAxis) -> Tensor:
-    """(groups, out, in, height, width) from (groups, mid, in, kh1, kw1) followed by (groups, out, mid, kh2, kw2)."""
-    groups, out, _, height2, width2 = w2.shape
-    height1, width1 = w1.shape[-2:]
-    weight = w1.new_zeros(groups, out, w1.shape[2], rows.taps, cols.taps)
+    """(..., out, in, height, width) from (..., mid, in, kh1, kw1) followed by (..., out, mid, kh2, kw2)."""
+    (height1, width1), (height2, width2) = w1.shape[-2:], w2.shape[-2:]
+    if height1 * width1 == 1 and height2 * width2 > 1:
+        return torch.einsum("gpomhw,gpmc->gpochw", w2, w1[..., 0, 0])
+    weight = w1.new_zeros(*w2.shape[:3], w1.shape[3], rows.taps, cols.taps)
     for i, j in product(range(height2), range(width2)):
-        read = torch.einsum("gom,gmchw->gochw", w2[..., i, j], w1)
+        read = torch.einsum("gpom,gpmchw->gpochw", w2[..., i, j], w1)
         weight[..., rows.of_first(i, height1), cols.of_first(j, width1)] += read
     return weight
 

@@ -159,8 +159,10 @@ def blocks() -> None:
     """List the blocks, and the kinds of identity branch."""
     from yolorep.blocks import BLOCKS, IDENTITIES
 
-    for name, declaration in sorted(BLOCKS.items()):
-        typer.echo(f"{name:10} {(declaration.__doc__ or '').splitlines()[0]}")
+    for name, block in sorted(BLOCKS.items()):
+        typer.echo(f"{name:10} {(block.declare.__doc__ or '').splitlines()[0]}")
+        if block.options:
+            typer.echo(f"{'':10} options: {', '.join(f'{key}={value!r}' for key, value in block.options.items())}")
     typer.echo(f"identity: {', '.join(IDENTITIES)}")
 
 

@@ -6,7 +6,9 @@ loses no more than its result does. New layer types join with `@kernel_of.regist
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
 from functools import singledispatch
 
@@ -15,6 +17,8 @@ from torch import Tensor, nn
 
 from yolorep.algebra import Kernel, Moments, add, compose, has_values
 from yolorep.errors import FoldError
+
+_DIFFERENTIABLE = ContextVar("differentiable", default=False)
 
 
 def fold(module: nn.Module) -> nn.Conv2d:
@@ -190,9 +194,24 @@ def children_kernels(children: Iterable[tuple[str, nn.Module]]) -> list[tuple[st
 
 
 def exact(tensor: Tensor) -> Tensor:
-    """`tensor` in float64, on its own device (on the CPU where the device has no float64)."""
+    """`tensor` in float64, on its own device (on the CPU where the device has no float64).
+
+    Under `differentiable()`: as it is, or in float32 if it is narrower, for gradients to pass through.
+    """
+    if _DIFFERENTIABLE.get():
+        return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
     tensor = tensor.detach()
     return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
+
+
+@contextmanager
+def differentiable() -> Iterator[None]:
+    """Within it `kernel_of` and what builds on it compute in the parameters' own dtype, and can be trained through."""
+    token = _DIFFERENTIABLE.set(True)
+    try:
+        yield
+    finally:
+        _DIFFERENTIABLE.reset(token)
 
 
 def is_channels_last(weight: Tensor) -> bool:

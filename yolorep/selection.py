@@ -9,7 +9,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from yolorep.blocks.conv_c3 import Conv_C3
-from yolorep.blocks.registry import BLOCKS, Site
+from yolorep.blocks.registry import block_of
+from yolorep.blocks.site import Site
 from yolorep.errors import BlockError, HostError
 
 Select = str | int | Sequence[str | int] | Callable[[str, nn.Module], bool] | None
@@ -99,6 +100,6 @@ def _gains(layer: nn.Module, block: str, identity: str) -> bool:
     """Whether the block's branches fit beside the layer and are more than its own 1x1 once again."""
     site = Site(layer.conv, layer.bn, identity)  # type: ignore[arg-type]
     try:
-        return bool(BLOCKS[block](site)) and (site.keeps_shape or not site.pointwise)
+        return bool(block_of(block).branches(site)) and (site.keeps_shape or not site.pointwise)
     except BlockError:
         return False

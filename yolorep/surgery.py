@@ -18,10 +18,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from yolorep import rows
 from yolorep.blocks.conv_c3 import Conv_C3, converted, excited
-from yolorep.blocks.registry import BLOCKS, Site, check_options, zero_gain_
+from yolorep.blocks.registry import block_of, check_options
+from yolorep.blocks.silence import silence_
+from yolorep.blocks.site import Site
 from yolorep.calibration import calibrated
 from yolorep.errors import BlockError, HostError
 from yolorep.fold import to_conv
+from yolorep.heads import pool_and_classify_
 from yolorep.selection import Select, chosen, is_stock_conv, listed, nothing_to_expand, stock_convs
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -97,10 +100,10 @@ def grow_(layers: Iterable[tuple[str, nn.Module]], options: rows.Options, *, sil
     Raises:
         BlockError: the branches do not fit beside a layer; the message begins with its name.
     """
-    declared = []
+    block, declared = block_of(options.block), []
     for name, layer in layers:
         try:
-            declared.append((layer, BLOCKS[options.block](Site(layer.conv, layer.bn, options.identity))))  # type: ignore[arg-type]
+            declared.append((layer, block.branches(Site(layer.conv, layer.bn, options.identity))))  # type: ignore[arg-type]
         except BlockError as error:
             raise BlockError(f"{name}: {error}") from None
     for layer, branches in declared:
@@ -110,10 +113,9 @@ def grow_(layers: Iterable[tuple[str, nn.Module]], options: rows.Options, *, sil
             continue
         layer.stock_class = type(layer)  # type: ignore[assignment]
         layer.__class__ = Conv_C3
-        layer.attach_(branches, options.block, options.identity)  # type: ignore[operator]
+        layer.attach_(branches, options.block, options.identity, block.law)  # type: ignore[operator]
         if silent:
-            for branch in branches.values():
-                zero_gain_(branch)
+            silence_(branches, layer.bn.running_mean, layer.bn.running_var)  # type: ignore[arg-type, union-attr]
 
 
 def _excite_(layer: nn.Module) -> None:
@@ -130,6 +132,9 @@ def grow_planned_(layers: nn.Sequential, plan: rows.Plan) -> None:
     """
     for index, (name, options) in plan.rows.items():
         layer = layers[index]
+        if name == rows.FC:
+            pool_and_classify_(layer)
+            continue
         if name != "Conv_C3":
             for bottleneck in (m for m in layer.modules() if _is_bottleneck(m)):
                 _resize_(bottleneck, options.k)
@@ -195,8 +200,8 @@ def _restore_stock_(block: Conv_C3, conv: nn.Conv2d, norm: _BatchNorm | None) ->
         return
     block.bn = norm  # type: ignore[assignment]
     block._modules["act"] = block._modules.pop("act")  # conv, bn, act: the order in which the host registers them
-    for attribute in ("block", "identity"):
-        del block.__dict__[attribute]
+    for attribute in ("block", "identity", "law"):
+        block.__dict__.pop(attribute, None)
     block.__class__ = stock
 
 

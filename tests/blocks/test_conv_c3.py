@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from tests.blocks.layers import image, layer
 from tests.helpers import assert_same, randomize_
 from yolorep import C3, Bottleneck, Conv_C3
-from yolorep.blocks import BLOCKS, IDENTITIES
+from yolorep.blocks import BLOCKS, IDENTITIES, Scale
 
 
 @pytest.mark.parametrize("shortcut", [True, False])
@@ -82,6 +82,8 @@ def test_gradients_reach_every_parameter(block: str, identity: str) -> None:
     for arguments in ((8, 8), (8, 16, 3, 2)):
         made = Conv_C3(*arguments, block=block, identity=identity, se=True).train()
         nn.init.ones_(made.act[0].fc1.bias)  # so that its few units are not dead by chance
+        for scale in (m for m in made.modules() if isinstance(m, Scale)):
+            nn.init.ones_(scale.weight)  # what is before a gain of 0 learns nothing until the gain has
         y = made(image(8))
         (y * torch.randn_like(y)).sum().backward()
         without = [name for name, p in made.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]

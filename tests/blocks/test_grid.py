@@ -15,7 +15,7 @@ from tests.blocks import grid
 from tests.helpers import TOLERANCE
 from yolorep import algebra
 from yolorep.algebra import Kernel
-from yolorep.blocks import BLOCKS, conv_c3
+from yolorep.blocks import BLOCKS, conv_c3, laws
 from yolorep.fold import kernel_of, to_conv
 
 fold_file = import_module("yolorep.fold")  # `yolorep.fold` itself is the function
@@ -135,8 +135,8 @@ def test_grid_notices_single_precision_arithmetic(monkeypatch: pytest.MonkeyPatc
 
 
 def test_grid_notices_a_lost_branch(monkeypatch: pytest.MonkeyPatch) -> None:
-    true = conv_c3.summed
-    monkeypatch.setattr(conv_c3, "summed", lambda kernels: true(kernels[:-1]))
+    true = laws.summed
+    monkeypatch.setattr(laws, "summed", lambda kernels: true(kernels[:-1]))
     assert_grid_fails()
 
 

@@ -1,10 +1,11 @@
 """Blocks: a dense convolution and the linear branches declared beside it, one file per paper."""
 
-from yolorep.blocks import repvgg as _repvgg  # noqa: F401  registers its declarations
+from yolorep.blocks import acb, dbb, mobileone, orepa, qarepvgg, replk, repvgg  # noqa: F401  register their blocks
 from yolorep.blocks.c3 import C3, Bottleneck
 from yolorep.blocks.conv_c3 import Conv_C3
-from yolorep.blocks.linear import MAPS, BNPad2d, ChannelMap, Sum
-from yolorep.blocks.registry import BLOCKS, IDENTITIES, Site, register_block
+from yolorep.blocks.linear import MAPS, BNPad2d, ChannelMap, Filter, Scale, Sum
+from yolorep.blocks.registry import BLOCKS, IDENTITIES, Block, block_of, register_block
+from yolorep.blocks.site import Site
 
 __all__ = [
     "BLOCKS",
@@ -12,10 +13,14 @@ __all__ = [
     "IDENTITIES",
     "MAPS",
     "BNPad2d",
+    "Block",
     "Bottleneck",
     "ChannelMap",
     "Conv_C3",
+    "Filter",
+    "Scale",
     "Site",
     "Sum",
+    "block_of",
     "register_block",
 ]

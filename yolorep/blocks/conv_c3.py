@@ -8,9 +8,12 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from yolorep.algebra import Kernel
-from yolorep.blocks.registry import BLOCKS, Site, check_options, zero_gain_
+from yolorep.blocks.laws import LAWS
+from yolorep.blocks.registry import block_of, check_options
+from yolorep.blocks.silence import DENSE, silence_
+from yolorep.blocks.site import Site
 from yolorep.errors import BlockError, FoldError
-from yolorep.fold import chain_of, children_kernels, kernel_of, summed, to_conv
+from yolorep.fold import chain_of, children_kernels, kernel_of, to_conv
 
 BRANCH = "branch_"
 Result = TypeVar("Result")
@@ -19,21 +22,25 @@ Result = TypeVar("Result")
 class Conv_C3(nn.Module):
     """y = act(BN(conv(x)) + the block's extra branches), (batch, c1, h, w) to (batch, c2, h', w').
 
+    Some blocks normalize after the sum instead: `yolorep.blocks.laws` has the three forms.
+
     The dense branch has YOLO's own names, `conv` and `bn`, so that a stock state dict loads: each branch of which it
     holds nothing is then silenced, and the function is the one that was saved. `_switch_to_deploy` leaves one
     convolution and `act`.
 
     c1, c2: input and output channels. k: kernel size, odd. s: stride. p: padding, 'same' if None. g: groups.
     d: dilation. act: True for SiLU, False or None for none, or a module.
-    block: the declared set of branches (`yolorep blocks` lists them). identity: how the input reaches the output where
-    their shapes differ: 'auto', 'conv', 'average', 'select', 'interpolate' or 'none'. se: squeeze-and-excitation after
-    the sum (arXiv 1709.01507), which stays when the branches are folded.
+    block: the declared set of branches (`yolorep blocks` lists them), with options as in 'mobileone(branches=6)'.
+    identity: how the input reaches the output where their shapes differ: 'auto', 'conv', 'average', 'select',
+    'interpolate' or 'none'. se: squeeze-and-excitation after the sum (arXiv 1709.01507), which stays when the branches
+    are folded.
 
     Raises:
         BlockError: an unknown block, identity or activation, or a shape beside which the branches do not fit.
     """
 
     default_act: nn.Module = nn.SiLU()
+    law = "each"
 
     def __init__(
         self,
@@ -57,7 +64,8 @@ class Conv_C3(nn.Module):
         self.bn = nn.BatchNorm2d(c2)
         activation = self._activation(act)
         self.act = excited(activation, c2) if se else activation
-        self.attach_(BLOCKS[block](Site(self.conv, self.bn, identity)), block, identity)
+        declared = block_of(block)
+        self.attach_(declared.branches(Site(self.conv, self.bn, identity)), block, identity, declared.law)
 
     @classmethod
     def _activation(cls, act: bool | nn.Module | None) -> nn.Module:
@@ -67,20 +75,14 @@ class Conv_C3(nn.Module):
             raise BlockError(f"act={act!r} is not an activation; accepted: True ({cls.default_act}), False, a module")
         return cls.default_act if act else nn.Identity()
 
-    def attach_(self, branches: Mapping[str, nn.Module], block: str, identity: str) -> None:
-        """Put declared branches beside `conv` and `bn`, and remember what they were asked for as."""
-        for name, branch in branches.items():
-            self.add_module(name, branch)
-        self.block, self.identity = block, identity
+    def attach_(self, layers: Mapping[str, nn.Module], block: str, identity: str, law: str) -> None:
+        """Put declared layers beside `conv` and `bn`, and remember what they were asked for as."""
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+        self.block, self.identity, self.law = block, identity, law
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.conv(x)
-        if self.deployed:
-            return self.act(y)
-        y = self.bn(y)
-        for _, branch in self.branches():
-            y = y + branch(x)
-        return self.act(y)
+        return self.act(self.conv(x) if self.deployed else LAWS[self.law].forward(self, x))
 
     @property
     def deployed(self) -> bool:
@@ -89,7 +91,15 @@ class Conv_C3(nn.Module):
 
     def branches(self) -> Iterator[tuple[str, nn.Module]]:
         """The extra branches by name, the dense one not among them."""
-        return ((name, module) for name, module in self._modules.items() if name.startswith(BRANCH))  # type: ignore[misc]
+        return self._named(BRANCH)
+
+    def dense_path(self) -> Iterator[tuple[str, nn.Module]]:
+        """The convolution, and the layers that follow it before the sum, by name."""
+        yield "conv", self.conv
+        yield from self._named(DENSE)
+
+    def _named(self, *prefixes: str) -> Iterator[tuple[str, nn.Module]]:
+        return ((name, module) for name, module in self._modules.items() if name.startswith(prefixes))  # type: ignore[misc]
 
     def linear_kernel(self) -> Kernel:
         """Everything before `act` as one kernel, float64.
@@ -99,8 +109,7 @@ class Conv_C3(nn.Module):
         """
         if self.deployed:
             return chain_of([("conv", self.conv)])
-        dense = chain_of([("conv", self.conv), ("bn", self.bn)])
-        return summed([dense, *(kernel for _, kernel in children_kernels(self.branches()))])
+        return LAWS[self.law].kernel(self)
 
     def _switch_to_deploy(self) -> None:
         """Replace the branches by the one convolution that computes the same, in place; again does nothing.
@@ -114,16 +123,18 @@ class Conv_C3(nn.Module):
 
     def drop_branches_(self) -> None:
         """Detach everything beside `conv` and `act`."""
-        for name in ("bn", *dict(self.branches())):
+        for name in ("bn", *dict(self._named(BRANCH, DENSE))):
             self._modules.pop(name, None)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
-        for name, branch in self.branches() if f"{prefix}conv.weight" in state_dict else ():
+        recorded = [state_dict.get(f"{prefix}bn.running_{name}") for name in ("mean", "var")]
+        here = f"{prefix}conv.weight" in state_dict and None not in recorded
+        for name, layer in self._named(BRANCH, DENSE) if here else ():
             own = f"{prefix}{name}."
-            if branch.state_dict() and not any(key.startswith(own) for key in state_dict):
-                zero_gain_(branch)
+            if layer.state_dict() and not any(key.startswith(own) for key in state_dict):
+                silence_({name: layer}, *recorded)  # type: ignore[arg-type]
                 # Into the caller's copy, so that a strict load does not miss what the checkpoint cannot hold.
-                state_dict.update({own + key: value for key, value in branch.state_dict().items()})
+                state_dict.update({own + key: value for key, value in layer.state_dict().items()})
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:

@@ -1,4 +1,4 @@
-"""Linear layers that torch lacks and that blocks are declared with: a sum, a channel map, a padded batch norm."""
+"""Linear layers that torch lacks and that blocks are declared with: sums, fixed maps, gains, a padding batch norm."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from yolorep.algebra import Kernel
 from yolorep.errors import BlockError
 from yolorep.fold import exact, kernel_of, sum_of
 
+Pair = tuple[int, int]
 MAPS = ("average", "select", "interpolate")
 
 
@@ -69,6 +70,56 @@ def _(module: ChannelMap) -> Kernel:
     return Kernel(weight, weight.new_zeros(len(weight)), stride=stride, groups=module.groups)
 
 
+class Filter(nn.Module):
+    """One fixed filter for each channel, or the same for all: an average, a frequency prior; nothing is learned.
+
+    taps: (channels, k, k). The geometry is that of a depthwise convolution.
+    """
+
+    weight: Tensor
+
+    def __init__(self, taps: Tensor, *, stride: Pair = (1, 1), padding: Pair = (0, 0), dilation: Pair = (1, 1)) -> None:
+        super().__init__()
+        self.stride, self.padding, self.dilation = stride, padding, dilation
+        # Not in the state dict, as in `ChannelMap`.
+        self.register_buffer("weight", taps[:, None], persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        groups = len(self.weight)
+        return F.conv2d(x, self.weight.to(x.dtype), None, self.stride, self.padding, self.dilation, groups)
+
+    def extra_repr(self) -> str:
+        channels, _, *size = self.weight.shape
+        return f"{channels}, {tuple(size)}, stride={self.stride}, padding={self.padding}, dilation={self.dilation}"
+
+
+@kernel_of.register
+def _(module: Filter) -> Kernel:
+    weight = exact(module.weight)
+    geometry = (module.stride, module.padding, module.dilation)
+    return Kernel(weight, weight.new_zeros(len(weight)), *geometry, groups=len(weight))
+
+
+class Scale(nn.Module):
+    """y = w x with one learned gain for each channel (the scaling vector of arXiv 2204.00826)."""
+
+    def __init__(self, channels: int, value: float = 1.0, **place: Any) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((channels,), value, **place))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.weight[:, None, None]
+
+    def extra_repr(self) -> str:
+        return str(len(self.weight))
+
+
+@kernel_of.register
+def _(module: Scale) -> Kernel:
+    weight = exact(module.weight)
+    return Kernel(weight[:, None, None, None], torch.zeros_like(weight), groups=len(weight))
+
+
 class BNPad2d(nn.BatchNorm2d):
     """Batch normalization that also pads, with the value that it gives to zero: beta - mean * gamma / sigma.
 
@@ -79,24 +130,24 @@ class BNPad2d(nn.BatchNorm2d):
     running_mean: Tensor
     running_var: Tensor
 
-    def __init__(self, num_features: int, padding: int, **options: Any) -> None:
+    def __init__(self, num_features: int, padding: int | Pair, **options: Any) -> None:
         super().__init__(num_features, **options)
-        self.padding = padding
+        self.padding = (padding, padding) if isinstance(padding, int) else padding
 
     def forward(self, x: Tensor) -> Tensor:
         y = super().forward(x)
         border = -self.running_mean / torch.sqrt(self.running_var + self.eps)
         if self.affine:
             border = border * self.weight + self.bias
-        p = self.padding
-        framed = F.pad(y - border[:, None, None], (p, p, p, p))
+        rows, cols = self.padding
+        framed = F.pad(y - border[:, None, None], (cols, cols, rows, rows))
         return framed + border[:, None, None]
 
 
 @kernel_of.register
 def _(module: BNPad2d) -> Kernel:
     kernel = kernel_of.dispatch(nn.BatchNorm2d)(module)
-    return Kernel(kernel.weight, kernel.bias, padding=(module.padding,) * 2, groups=kernel.groups)
+    return Kernel(kernel.weight, kernel.bias, padding=module.padding, groups=kernel.groups)
 
 
 def _channel_matrix(c1: int, c2: int, mode: str) -> Tensor:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from yolorep.blocks.registry import Site, register_block
+from yolorep.blocks.registry import register_block
+from yolorep.blocks.site import Site
 
 
 @register_block("repvgg")

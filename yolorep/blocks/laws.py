@@ -1,0 +1,76 @@
+"""The three ways in which a dense convolution, the batch norm and the branches make one linear map.
+
+each: y = BN(conv(x)) + sum of branches, each with a batch norm of its own.
+sum: y = BN(conv(x) + sum of branches): one batch norm after the sum.
+online: y = BN(W * x), where W, the sum of all kernels, is computed anew at every step: the cost of one convolution.
+
+In `sum` and `online`, layers named `dense_*` follow the convolution on its own path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from yolorep.algebra import Kernel, compose
+from yolorep.fold import chain_of, children_kernels, differentiable, summed
+
+if TYPE_CHECKING:
+    from yolorep.blocks.conv_c3 import Conv_C3
+
+
+class Law(NamedTuple):
+    """forward: what a block computes before its activation. kernel: the same in evaluation mode, as one kernel."""
+
+    name: str
+    forward: Callable[[Conv_C3, Tensor], Tensor]
+    kernel: Callable[[Conv_C3], Kernel]
+
+
+def _each_forward(block: Conv_C3, x: Tensor) -> Tensor:
+    y = block.bn(block.conv(x))
+    for _, branch in block.branches():
+        y = y + branch(x)
+    return y
+
+
+def _each_kernel(block: Conv_C3) -> Kernel:
+    dense = chain_of([("conv", block.conv), ("bn", block.bn)])
+    return summed([dense, *(kernel for _, kernel in children_kernels(block.branches()))])
+
+
+def _sum_forward(block: Conv_C3, x: Tensor) -> Tensor:
+    y = x
+    for _, layer in block.dense_path():
+        y = layer(y)
+    for _, branch in block.branches():
+        y = y + branch(x)
+    return block.bn(y)
+
+
+def _online_forward(block: Conv_C3, x: Tensor) -> Tensor:
+    with differentiable(), torch.autocast(x.device.type, enabled=False):
+        weight = _before_norm(block).weight
+    weight = weight.to(block.conv.weight.dtype)
+    return block.bn(block.conv._conv_forward(x, weight, None))
+
+
+def _normalized_sum_kernel(block: Conv_C3) -> Kernel:
+    return compose(_before_norm(block), children_kernels([("bn", block.bn)])[0][1])
+
+
+def _before_norm(block: Conv_C3) -> Kernel:
+    return summed([chain_of(block.dense_path()), *(kernel for _, kernel in children_kernels(block.branches()))])
+
+
+LAWS = {
+    law.name: law
+    for law in (
+        Law("each", _each_forward, _each_kernel),
+        Law("sum", _sum_forward, _normalized_sum_kernel),
+        Law("online", _online_forward, _normalized_sum_kernel),
+    )
+}
