@@ -270,8 +270,11 @@ def _taps(kernel: Kernel, axis: int, grid: tuple[int, int, int]) -> slice:
 
 
 def _added_moments(kernels: list[Kernel]) -> Moments | None:
-    """Moments of a sum: the means add exactly, the variances as far as the branches are uncorrelated."""
+    """Moments of a sum: the means add exactly, the variances as far as the branches are uncorrelated.
+
+    A branch without a batch norm recorded none, and is left out.
+    """
     known = [k.moments for k in kernels if k.moments is not None]
-    if len(known) < len(kernels):
+    if not known:
         return None
     return Moments(torch.stack([m.mean for m in known]).sum(0), torch.stack([m.var for m in known]).sum(0))

@@ -30,20 +30,20 @@ def orepa(site: Site, *, expansion: int = 8) -> dict[str, nn.Module]:
     dense: Any = site.conv
     size = dense.kernel_size
     padding = site.padding_of(size)
-    inside, many = dense.in_channels, dense.in_channels * expansion
-    out = dense.out_channels
+    into, out = dense.in_channels, dense.out_channels
+    inside, many = into * (1 if dense.groups <= 4 else 2), into * expansion
     return {
         "dense_scale": site.scale(DENSE),
         "branch_average": _after_1x1(site, average(site), AVERAGE),
         "branch_prior": _after_1x1(site, _prior(site), PRIOR),
         "branch_1x1_kxk": site.sequence(
             conv1=identity_1x1(site, inside, padding),
-            conv2=site.convolution(size),
+            conv2=site.convolution(size, channels=(inside, out)),
             scale=site.scale(STACKED),
         ),
         "branch_1x1": site.sequence(conv=site.convolution(1, site.border), scale=site.scale(ONE_BY_ONE)),
         "branch_separable": site.sequence(
-            depthwise=site.convolution(size, padding, channels=(inside, many), groups=inside),
+            depthwise=site.convolution(size, padding, channels=(into, many), groups=into),
             pointwise=site.convolution(1, channels=(many, out), stride=(1, 1)),
             scale=site.scale(SEPARABLE),
         ),

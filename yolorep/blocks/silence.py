@@ -15,7 +15,7 @@ DENSE = "dense_"
 
 
 def silence_(layers: Mapping[str, nn.Module], mean: Tensor, var: Tensor) -> None:
-    """Make a block compute what its convolution and batch norm alone do, in evaluation and in training.
+    """Make a block compute what its convolution and batch norm alone do.
 
     layers: a block's branches, and the layers on its dense path, by name.
     mean, var: of the dense convolution's output, (out,) each, as its batch norm recorded them.
@@ -53,7 +53,7 @@ def pass_on_(layer: nn.Module, mean: Tensor, var: Tensor) -> None:
     """Make a batch norm or a scale on the dense path return what it is given.
 
     In training a batch norm first takes away the batch's mean and variance, and then gives back the recorded ones;
-    the batch norm after the sum takes them away again, so that nothing is changed there either.
+    the batch norm after the sum takes those away, so that but for eps nothing is changed there either.
     """
     if not isinstance(layer, _BatchNorm):
         nn.init.ones_(layer.weight)  # type: ignore[arg-type]
