@@ -13,7 +13,7 @@ from yolorep.selection import rep_blocks
 
 # In YOLOv5 no kernel is larger than 3x3 but the first, which is even; so there is no place for a smaller one beside it.
 BESIDE_SMALL_KERNELS = sorted(set(BLOCKS) - {"plain", "replk"})
-EPS_TWICE = 5e-3  # a batch norm before the one that was there adds its eps once more
+EPS_TWICE = 5e-2  # a batch norm before the one that was there adds its eps once more
 NOISE = {torch.float64: 1e-9, torch.float32: 1e-5}
 
 
