@@ -23,11 +23,13 @@ def record(
     batches: Sequence[int],
     sizes: Sequence[int] = (),
     channels: int = 64,
+    beside: Sequence[str] = (),
     description: str | None,
 ) -> None:
     """Run one recorded benchmark; its arguments are the defaults of the script's options."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="*", default=whats, help=f"by default {' '.join(whats)}")
+    parser.add_argument("--beside", nargs="*", default=beside, help="timed deployed, in the same rounds")
     parser.add_argument("--batch", nargs="+", type=int, default=batches)
     parser.add_argument("--imgsz", nargs="+", type=int, default=sizes)
     parser.add_argument("--channels", type=int, default=channels)
@@ -50,6 +52,7 @@ def record(
             options.out / options.name,
             sizes=options.imgsz,
             channels=options.channels,
+            others=options.beside,
             console=console,
         )
     except YolorepError as error:

@@ -103,11 +103,41 @@ def deploy(source: Source, out: Out, half: Half = False, overwrite: Overwrite = 
 
 
 @app.command()
+def import_weights(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="A state dict of RepVGG's authors or of timm.")],
+    yaml: Annotated[str, typer.Argument(metavar="YAML", help="The network, such as repvgg-a0.yaml.")],
+    out: Out,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a classifier's checkpoint with the RepVGG weights of its authors or of timm."""
+    from yolorep.weights import import_file
+
+    import_file(source, yaml, out, overwrite=overwrite, console=_console())
+
+
+@app.command()
+def split(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="A folder with a folder of images for each class.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder: OUT/train and OUT/val.")],
+    val: Annotated[float, typer.Option(help="Share of each class to validate with.", min=0, max=1)] = 0.2,
+    seed: Annotated[int, typer.Option(help="Another number gives another split.")] = 0,
+    link: Annotated[bool, typer.Option("--link", help="Symbolic links instead of copies.")] = False,
+) -> None:
+    """Split images of a classifier into train and val, the same share of each class."""
+    from yolorep.split import split_folder
+
+    for name, counts in split_folder(source, out, val=val, seed=seed, link=link).items():
+        typer.echo(f"{name}: {counts.train} train, {counts.val} val")
+
+
+@app.command()
 def verify(
     before: Annotated[Path, typer.Argument(metavar="A")],
     after: Annotated[Path, typer.Argument(metavar="B")],
-    images: Annotated[Path | None, typer.Option(help="Image or folder: compare the boxes after NMS.")] = None,
-    data: Annotated[Path | None, typer.Option(help="data.yaml: compare the mAP of both.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Image or folder: compare the boxes, or classes.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="data.yaml, or a classifier's folder: compare mAP or accuracy.")
+    ] = None,
     imgsz: Annotated[int, typer.Option(help="Image size in pixels, for --images and --data.", min=32)] = 640,
     repo: Repo = None,
 ) -> None:
@@ -120,7 +150,10 @@ def verify(
 
 @app.command(cls=ListCommand)
 def bench(
-    what: Annotated[list[str], typer.Argument(metavar="WHAT...", help="Model YAMLs, checkpoints (.pt), block names.")],
+    what: Annotated[
+        list[str], typer.Argument(metavar="WHAT...", help="YAMLs, checkpoints, blocks, torchvision:MODEL.")
+    ],
+    beside: Annotated[list[str] | None, typer.Option(help="WHAT to time deployed, in the same rounds.")] = None,
     batch: Annotated[list[int], typer.Option(help="Batch sizes: --batch 1 8.", min=1)] = [1],  # noqa: B006
     imgsz: Annotated[list[int], typer.Option(help="Pixels: 640 for a model, 64 for a block.", min=1)] = [],  # noqa: B006
     precision: Annotated[list[Precision], typer.Option(help="Number formats.")] = [Precision.float32],  # noqa: B006
@@ -139,7 +172,8 @@ def bench(
     layouts = ("contiguous", "channels_last") if channels_last else ("contiguous",)
     precisions = tuple(p.value for p in precision)
     settings = Settings(tuple(batch), (), precisions, layouts, device or best_device(), rounds, threads)
-    run(what, settings, out / "bench", sizes=imgsz, channels=channels, repo=repo, console=_console())
+    stem, others = out / "bench", beside or ()
+    run(what, settings, stem, sizes=imgsz, channels=channels, others=others, repo=repo, console=_console())
 
 
 @app.command()

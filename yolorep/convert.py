@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 from torch import nn
 
 from yolorep.errors import CheckpointError, VerifyError
-from yolorep.hosts import checkpoints
+from yolorep.hosts import checkpoints, classify, evaluate
 from yolorep.selection import rep_blocks
 from yolorep.surgery import deploy, expand
 from yolorep.verify import verify_stored
@@ -80,27 +81,31 @@ def verify_files(
     repo: Path | None = None,
     console: Console,
 ) -> bool:
-    """Compare two checkpoints on noise, on images (boxes after NMS) and on a data set (mAP); True if all agree.
+    """Compare two checkpoints on noise, on images and on a data set; True if all agree.
+
+    images: to compare the boxes after NMS on, or a classifier's probabilities. data: to compare mAP on, or accuracy.
 
     Raises:
         CheckpointError, HostError, VerifyError: an input is not there, or the two cannot be compared.
     """
-    report = verify_stored(checkpoints.load(before, repo).model, checkpoints.load(after, repo).model)
+    a, b = checkpoints.load(before, repo), checkpoints.load(after, repo)
+    report = verify_stored(a.model, b.model)
     console.print(report)
-    agree = report.ok
+    agree, classifier = report.ok, classify.is_classifier(a)
     if images is not None:
-        from yolorep.hosts.evaluate import compare_boxes
-
-        boxes = compare_boxes(before, after, images, imgsz=imgsz, repo=repo)
-        console.print(str(boxes))
-        agree &= boxes.ok
+        alike: evaluate.BoxReport | classify.ClassReport
+        if classifier:
+            alike = classify.compare_classes(before, after, images, imgsz=imgsz)
+        else:
+            alike = evaluate.compare_boxes(before, after, images, imgsz=imgsz, repo=repo)
+        console.print(str(alike))
+        agree &= alike.ok
     if data is not None:
-        from yolorep.hosts.evaluate import MAP_TOLERANCE, mean_average_precision
-
-        figures = [mean_average_precision(path, data, imgsz=imgsz, repo=repo) for path in (before, after)]
-        for name, a, b in zip(("mAP50", "mAP50-95"), *figures, strict=True):
-            console.print(f"{name:8} {a:.5f} → {b:.5f} ({b - a:+.1e})")
-            agree &= abs(a - b) <= MAP_TOLERANCE
+        measure = classify.accuracy if classifier else partial(evaluate.mean_average_precision, repo=repo)
+        figures = [measure(path, data, imgsz=imgsz) for path in (before, after)]
+        for name, x, y in zip(("top-1", "top-5") if classifier else ("mAP50", "mAP50-95"), *figures, strict=True):
+            console.print(f"{name:8} {x:.5f} → {y:.5f} ({y - x:+.1e})")
+            agree &= abs(x - y) <= evaluate.MAP_TOLERANCE
     return agree
 
 

@@ -13,7 +13,8 @@ from typing import Any
 from yolorep.blocks.registry import check_options
 from yolorep.errors import BlockError
 
-STAND_INS = {"Conv_C3": "Conv", "BottleneckRep": "Bottleneck", "C3Rep": "C3"}
+STAND_INS = {"Conv_C3": "Conv", "BottleneckRep": "Bottleneck", "C3Rep": "C3", "FC": "Classify"}
+FC = "FC"  # a classifier's head, and one of the names that ultralytics tells the task by
 K_STOCK = (1, 3)
 
 
@@ -78,6 +79,8 @@ def plan(model_yaml: dict[str, Any], dialect: Dialect, *, checked: bool = True) 
         name, args = row[2], row[3]
         if name in STAND_INS:
             where = f"row {index} ({name})"
+            if name == FC and dialect.anchored:
+                raise BlockError(f"{where}: YOLOv5 trees build no classifier from a YAML; accepted: ultralytics")
             given = args.pop() if args and isinstance(args[-1], dict) else {}
             options = _options(given, where, _accepted(name), checked)
             result.rows[index] = (name, options)
@@ -91,13 +94,16 @@ def deployed(model_yaml: dict[str, Any], dialect: Dialect) -> dict[str, Any]:
     """The model dictionary of the deployed model: stock names, no policy.
 
     A row whose deployed layer no stock row describes (kernel sizes (3, 3), squeeze-and-excitation) keeps its rep name,
-    with `block: plain`: rebuilding it needs yolorep, and fails clearly without it instead of building another layer.
+    with `block: plain`, and so does FC: rebuilding it needs yolorep, and fails clearly without it instead of building
+    another layer.
     """
     split = plan(model_yaml, dialect, checked=False)
     originals = _rows(model_yaml)
     for index, row in enumerate(_rows(split.stock)):
         name, options = split.rows.get(index, ("", Options()))
-        if name and options.changes_stock and not (dialect.sized and name == "BottleneckRep" and not options.se):
+        if name == FC:
+            row[2] = FC
+        elif name and options.changes_stock and not (dialect.sized and name == "BottleneckRep" and not options.se):
             args = [a for a in deepcopy(originals[index][3]) if not isinstance(a, dict)]
             extra: dict[str, Any] = {"block": "plain", "identity": "none"}
             extra |= {"k": list(options.k)} if options.k != K_STOCK else {}
@@ -118,6 +124,8 @@ def _rows(model_yaml: dict[str, Any]) -> list[list[Any]]:
 
 
 def _accepted(name: str) -> tuple[str, ...]:
+    if name == FC:
+        return ()
     return ("block", "identity", "se") if name == "Conv_C3" else ("block", "identity", "se", "k")
 
 

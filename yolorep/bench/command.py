@@ -12,7 +12,7 @@ from rich.progress import Progress
 
 from yolorep.bench.report import table, write
 from yolorep.bench.run import LAYOUTS, Result, Settings, bench
-from yolorep.bench.subjects import Subjects, of_name
+from yolorep.bench.subjects import Subjects, beside, of_name
 from yolorep.blocks import BLOCKS
 from yolorep.errors import UsageError
 
@@ -26,11 +26,13 @@ def run(
     *,
     sizes: Sequence[int] = (),
     channels: int = 64,
+    others: Sequence[str] = (),
     repo: Path | None = None,
     console: Console,
 ) -> list[Result]:
     """Benchmark every name in `whats`, print the table and, with a `stem`, write `stem`.json and `stem`.png.
 
+    others: names whose deployed form is timed beside each of them, in the same rounds.
     sizes: pixels; by default 640 for a model and 64 for a block. A block is timed in both memory formats.
 
     Raises:
@@ -38,7 +40,8 @@ def run(
     """
     if stem is not None:
         _check_folder(stem.parent)
-    subjects = [(what, of_name(what, channels=channels, repo=repo)) for what in whats]
+    company = [of_name(other, channels=channels, repo=repo) for other in others]
+    subjects = [(what, beside(of_name(what, channels=channels, repo=repo), company)) for what in whats]
     results: list[Result] = []
     for what, subject in subjects:
         block = what in BLOCKS

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
-from itertools import zip_longest
+from itertools import cycle, zip_longest
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -25,6 +25,7 @@ from yolorep.bench.timing import Spread
 
 PACKAGES = ("yolorep", "ultralytics", "torch", "numpy")
 COLOURS = {UNFUSED: "tab:orange", DEPLOYED: "tab:blue", STOCK: "tab:grey", CONVOLUTION: "tab:green"}
+OTHER_COLOURS = ("tab:red", "tab:purple", "tab:olive", "tab:brown", "tab:pink", "tab:cyan")  # of models timed beside
 ALLOCATOR_SETTINGS = ("MALLOC_", "LD_PRELOAD")  # prefixes of variables that set how memory is kept
 
 
@@ -85,7 +86,9 @@ def plot(results: Sequence[Result], settings: Settings, file: Path) -> None:
     figure = Figure(figsize=(max(5.0, 1.5 + 1.7 * len(results)), 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     axis = figure.add_subplot()
-    shown = [form for form in COLOURS if any(form in r.timing.seconds for r in results)]
+    timed = list(dict.fromkeys(form for r in results for form in r.timing.seconds))
+    colours = COLOURS | dict(zip([form for form in timed if form not in COLOURS], cycle(OTHER_COLOURS), strict=False))
+    shown = [form for form in colours if form in timed]
     for place, form in enumerate(shown):
         bars = [(i, r) for i, r in enumerate(results) if form in r.timing.seconds]
         ratios = [r.timing.ratio(form, DEPLOYED) for _, r in bars]
@@ -93,7 +96,7 @@ def plot(results: Sequence[Result], settings: Settings, file: Path) -> None:
         where = [i + width * (place - (len(shown) - 1) / 2) for i, _ in bars]
         whiskers = [[r.median - r.low for r in ratios], [r.high - r.median for r in ratios]]
         heights = [r.median for r in ratios]
-        look: dict[str, Any] = {"color": COLOURS[form], "label": form, "error_kw": {"lw": 1, "capsize": 2}}
+        look: dict[str, Any] = {"color": colours[form], "label": form, "error_kw": {"lw": 1, "capsize": 2}}
         axis.bar(where, heights, width - 0.02, yerr=whiskers, **look)
         for x, ratio in zip(where, ratios, strict=True):
             above: dict[str, Any] = {"xytext": (0, 3), "textcoords": "offset points", "ha": "center", "fontsize": 8}
@@ -103,7 +106,7 @@ def plot(results: Sequence[Result], settings: Settings, file: Path) -> None:
     axis.set_title(_conditions(settings), fontsize=9)
     axis.margins(y=0.15)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, ncols=len(shown), fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2))
+    axis.legend(frameon=False, ncols=min(len(shown), 4), fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     with safer.open(file, "wb") as whole:
         figure.savefig(whole, dpi=130)  # type: ignore[arg-type]
 

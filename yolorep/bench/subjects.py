@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import lcm
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from yolorep import rows
 from yolorep.blocks import BLOCKS, Conv_C3
-from yolorep.errors import HostError, UsageError, YolorepError
+from yolorep.errors import UsageError
+from yolorep.hosts.build import build, quiet
 from yolorep.selection import rep_blocks
 from yolorep.surgery import deploy, dialect_of
 
 UNFUSED, DEPLOYED, STOCK, CONVOLUTION = "unfused", "deployed", "stock", "convolution"
+TORCHVISION = "torchvision:"
 
 
 @dataclass(frozen=True)
@@ -37,25 +38,29 @@ class Subjects:
 
 
 def of_name(what: str, *, channels: int = 64, repo: Path | None = None) -> Subjects:
-    """A block by its name, a model YAML by file name or path, or a checkpoint by path.
+    """A block by its name, a model YAML by file name or path, a checkpoint by path, or `torchvision:MODEL`.
 
     channels: in and out of a block. repo: the YOLOv5 tree to read a checkpoint of YOLOv5 with.
 
     Raises:
-        UsageError: `what` is none of the three.
+        UsageError: `what` is none of the four.
         CheckpointError, HostError, BlockError: it is one, but cannot be read or built.
     """
     if what in BLOCKS:
         return of_block(what, channels)
+    if what.startswith(TORCHVISION):
+        return of_torchvision(what.removeprefix(TORCHVISION))
     suffix = Path(what).suffix
     if suffix in (".yaml", ".yml"):
-        return of_model(Path(what).stem, _build(what))
+        return of_model(Path(what).stem, _settled(build(what)))
     if suffix == ".pt":
         from yolorep.hosts.checkpoints import load
 
         return of_model(Path(what).stem, load(Path(what), repo).model)
     blocks = ", ".join(sorted(BLOCKS))
-    raise UsageError(f"{what!r} is neither a block ({blocks}) nor a model YAML nor a checkpoint (.pt)")
+    raise UsageError(
+        f"{what!r} is neither a block ({blocks}) nor a model YAML nor a checkpoint (.pt) nor {TORCHVISION}MODEL"
+    )
 
 
 def of_block(block: str, channels: int) -> Subjects:
@@ -74,16 +79,50 @@ def of_block(block: str, channels: int) -> Subjects:
 def of_model(name: str, model: nn.Module) -> Subjects:
     """A host's model in evaluation mode: as it is, folded and fused by its host, and its stock model, fused too.
 
-    A model without rep blocks has no third form.
+    A model without rep blocks has no third form, nor has a classifier whose head no stock row describes.
     """
     forms = {UNFUSED: model}
-    with _quiet():
+    with quiet():
         forms[DEPLOYED] = deepcopy(model).fuse()  # type: ignore[operator]  # the hook folds the rep blocks first
-        if rep_blocks(model):
+        if rep_blocks(model) and not any(row[2] == rows.FC for row in model.yaml["head"]):  # type: ignore[index]
             forms[STOCK] = _stock(model).fuse()  # type: ignore[operator]
     first = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
     stride = getattr(model, "stride", None)
     return Subjects(name, forms, first.in_channels, int(stride.max()) if isinstance(stride, torch.Tensor) else 32)
+
+
+def of_torchvision(name: str) -> Subjects:
+    """A classifier of torchvision with random weights: as it is, and with its batch norms folded.
+
+    Raises:
+        UsageError: torchvision has no classifier of that name.
+    """
+    from torch.fx.experimental.optimization import fuse
+    from torchvision import models
+
+    accepted = models.list_models(module=models)
+    if name not in accepted:
+        raise UsageError(f"torchvision has no classifier {name!r}; accepted: {', '.join(accepted)}")
+    model = _settled(models.get_model(name, weights=None))
+    return Subjects(name, {UNFUSED: model, DEPLOYED: fuse(model)}, channels=3)
+
+
+def beside(subjects: Subjects, others: Sequence[Subjects]) -> Subjects:
+    """`subjects` with the deployed form of each of the others, under its name, to be timed in the same rounds.
+
+    Raises:
+        UsageError: one of them takes another number of channels.
+    """
+    for other in others:
+        if other.channels != subjects.channels:
+            raise UsageError(
+                f"{other.name} takes {other.channels} channels and {subjects.name} {subjects.channels}: "
+                "one input does not fit both"
+            )
+    forms = {other.name: other.forms[DEPLOYED] for other in others}
+    return replace(
+        subjects, forms=subjects.forms | forms, stride=lcm(subjects.stride, *(other.stride for other in others))
+    )
 
 
 def _stock(model: nn.Module) -> Any:
@@ -98,43 +137,15 @@ def _stock(model: nn.Module) -> Any:
     return stock
 
 
-def _build(what: str) -> nn.Module:
-    from yolorep.hosts.offline import go_offline
-
-    go_offline()
-    from ultralytics import YOLO
-
-    try:
-        with _quiet():
-            model: Any = YOLO(what).model
-    except YolorepError:
-        raise
-    except FileNotFoundError:
-        raise UsageError(f"{what} is neither a file nor a model YAML that yolorep or ultralytics ships") from None
-    except Exception as error:  # a YAML can be wrong in as many ways as the host has lines
-        raise HostError(f"ultralytics cannot build {what}: {type(error).__name__}: {error}") from None
-    return _settled(model)
-
-
 def _settled(model: nn.Module) -> nn.Module:
     """The model with statistics in its batch norms, so that signals neither die out nor become denormal numbers."""
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
+    norms = [m for m in model.eval().modules() if isinstance(m, _BatchNorm)]
     momenta = [m.momentum for m in norms]
     for norm in norms:
-        norm.momentum = 1.0
-    with torch.no_grad():
-        model.train()(torch.rand(2, 3, 128, 128, generator=torch.Generator().manual_seed(0)))
+        norm.train().momentum = 1.0
+    if norms:
+        with torch.no_grad():
+            model(torch.rand(2, 3, 128, 128, generator=torch.Generator().manual_seed(0)))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     return model.eval()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The hosts' log lines below a warning are held back."""
-    before = logging.root.manager.disable
-    logging.disable(logging.INFO)
-    try:
-        yield
-    finally:
-        logging.disable(before)

@@ -1,0 +1,47 @@
+"""A model built by ultralytics from a YAML, for commands that need one without training it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from yolorep.errors import HostError, UsageError, YolorepError
+from yolorep.hosts.offline import go_offline
+
+
+def build(what: str, classes: int | None = None) -> nn.Module:
+    """ultralytics' model of a YAML, by file name or path. classes: build a classifier, of so many.
+
+    Raises:
+        UsageError: no such YAML.
+        BlockError, HostError: it is one, but cannot be built.
+    """
+    go_offline()
+    from ultralytics import YOLO
+    from ultralytics.nn.tasks import ClassificationModel
+
+    try:
+        with quiet():
+            model: Any = YOLO(what).model if classes is None else ClassificationModel(what, nc=classes, verbose=False)
+    except YolorepError:
+        raise
+    except FileNotFoundError:
+        raise UsageError(f"{what} is neither a file nor a model YAML that yolorep or ultralytics ships") from None
+    except Exception as error:  # a YAML can be wrong in as many ways as the host has lines
+        raise HostError(f"ultralytics cannot build {what}: {type(error).__name__}: {error}") from None
+    return model
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """The hosts' log lines below a warning are held back."""
+    before = logging.root.manager.disable
+    logging.disable(logging.INFO)
+    try:
+        yield
+    finally:
+        logging.disable(before)
