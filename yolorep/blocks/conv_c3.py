@@ -41,6 +41,7 @@ class Conv_C3(nn.Module):
 
     default_act: nn.Module = nn.SiLU()
     law = "each"
+    joint = True  # train the branches in one step that keeps less memory (`blocks.joint`); False: each on its own
 
     def __init__(
         self,
