@@ -10,6 +10,7 @@ from rich.console import Console
 from torch import nn
 
 from yolorep.errors import CheckpointError, VerifyError
+from yolorep.foreign import foreign_blocks
 from yolorep.hosts import checkpoints, classify, evaluate
 from yolorep.selection import rep_blocks
 from yolorep.surgery import deploy, expand
@@ -52,7 +53,7 @@ def deploy_file(
     repo: Path | None = None,
     console: Console,
 ) -> None:
-    """Write the checkpoint with its rep blocks folded into stock layers; verified before it is written.
+    """Write the checkpoint with its rep blocks, the host's own too, folded; verified before it is written.
 
     Raises:
         CheckpointError, HostError, FoldError: the input is not a rep checkpoint, or does not fold.
@@ -60,12 +61,15 @@ def deploy_file(
     """
     checkpoints.check_target(source, out, overwrite=overwrite)
     checkpoint = checkpoints.load(source, repo)
-    blocks = rep_blocks(checkpoint.model)
+    blocks = _undeployed(checkpoint.model)
     if not blocks:
         raise CheckpointError(f"{source} has no rep blocks: it is deployed, or stock, already")
     deployed = deploy(checkpoint.model)
+    blocks -= _undeployed(deployed)
+    if not blocks:
+        raise CheckpointError(f"none of the rep blocks in {source} folds; the warnings say why")
     checkpoints.save(checkpoint, _proven(checkpoint.model, deployed, console, half=half), out)
-    console.print(f"{len(blocks)} blocks folded; {_size(checkpoint.model)} → {_size(deployed)}; wrote {out}")
+    console.print(f"{blocks} blocks folded; {_size(checkpoint.model)} → {_size(deployed)}; wrote {out}")
     ours = sorted({type(m).__name__ for m in deployed.modules() if type(m).__module__.startswith("yolorep")})
     if ours:
         console.print(f"note: {', '.join(ours)} stay in the model, so yolorep is needed where it is loaded")
@@ -125,6 +129,11 @@ def _proven(before: nn.Module, after: nn.Module, console: Console, *, half: bool
     error = verify_stored(before, stored).max_rel
     console.print(f"stored as float16: largest relative error {error:.1e} (float64 arithmetic; reported, not judged)")
     return stored
+
+
+def _undeployed(model: nn.Module) -> int:
+    """How many blocks, yolorep's or another project's, still have their branches."""
+    return len(rep_blocks(model)) + len(foreign_blocks(model))
 
 
 def _size(model: nn.Module) -> str:

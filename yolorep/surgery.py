@@ -24,6 +24,7 @@ from yolorep.blocks.site import Site
 from yolorep.calibration import calibrated
 from yolorep.errors import BlockError, HostError
 from yolorep.fold import to_conv
+from yolorep.foreign import folded
 from yolorep.heads import pool_and_classify_
 from yolorep.selection import Select, chosen, is_stock_conv, listed, nothing_to_expand, stock_convs
 
@@ -68,6 +69,8 @@ def deploy(model: Model, *, inplace: bool = False) -> Model:
 
     model: any module in evaluation mode. A block that was grown on a host's layer becomes that layer again, with the
         folded weight and a batch norm that passes it on unchanged; a `Conv_C3` made by hand becomes one convolution.
+        A block of another project (`yolorep.foreign`) takes the form that its project has for a deployed one; where
+        its fold would not compute the same, it stays as it is, and a warning says so.
     inplace: change `model` itself instead of a copy.
 
     Raises:
@@ -88,8 +91,11 @@ def fold_blocks_(model: nn.Module) -> None:
     Raises:
         FoldError: a block does not fold; `model` is then as it was.
     """
-    for block, (conv, norm) in converted(model, _stock_layers):
+    ours, theirs = converted(model, _stock_layers), folded(model)
+    for block, (conv, norm) in ours:
         _restore_stock_(block, conv, norm)
+    for fold in theirs:
+        fold.commit_()
 
 
 def grow_(layers: Iterable[tuple[str, nn.Module]], options: rows.Options, *, silent: bool) -> None:

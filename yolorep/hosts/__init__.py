@@ -15,6 +15,7 @@ ADAPTERS = {
     "ultralytics.nn.tasks": "yolorep.hosts.ultralytics",
     "models.yolo": "yolorep.hosts.yolov5",
     "yolov5.models.yolo": "yolorep.hosts.yolov5",
+    "yolov6.utils.torch_utils": "yolorep.hosts.foreign",
 }
 _attached: dict[str, tuple[ModuleType, Hooks]] = {}
 _registered = False  # wrapt has been told, which it cannot forget

@@ -10,18 +10,16 @@ from torch import nn
 
 from yolorep import rows
 from yolorep.errors import HostError
-from yolorep.selection import rep_blocks
 from yolorep.surgery import evaluating, fold_blocks_, grow_planned_
 
 
 def fuse_after_deploy(original: Any, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """`model.fuse()`: rep blocks become stock layers, then the host fuses them as it does its own.
+    """`model.fuse()`: rep blocks, the host's own too, are folded; then the host fuses what is left as it does.
 
     A host fuses a model in training mode too, with the statistics of evaluation; so are the blocks folded.
     """
-    if rep_blocks(model):
-        with evaluating(model):
-            fold_blocks_(model)
+    with evaluating(model):
+        fold_blocks_(model)
     return original(model, *args, **kwargs)
 
 

@@ -11,24 +11,25 @@ from torch import nn
 
 from yolorep import rows
 from yolorep.errors import HostError
+from yolorep.hosts import foreign
 from yolorep.hosts.common import fuse_after_deploy, parse_planned, require
 from yolorep.hosts.hooks import Hooks
 from yolorep.hosts.tree import SUPPORTED
 from yolorep.selection import stock_convs
 
-# Other projects have a `models.yolo` too, some with a `parse_model`; they have neither of these.
+# Other projects have a `models.yolo` too, some with a `parse_model`; most have neither of these (YOLOv9 has both).
 MARKS = ("BaseModel", "check_yaml")
 
 
 def attach(yolo: ModuleType) -> Hooks:
-    """Hook an imported `models.yolo`. A module of that name from another project is left alone.
+    """Hook an imported `models.yolo`. Of another project's module of that name, only `fuse` (`yolorep.hosts.foreign`).
 
     Raises:
         HostError: it is a YOLOv5 tree of a shape that the hooks do not know.
     """
     hooks = Hooks()
     if not hasattr(yolo, "parse_model") or not any(hasattr(yolo, mark) for mark in MARKS):
-        return hooks
+        return foreign.attach(yolo)
     require(yolo, "BaseModel.fuse", "Conv", supported=SUPPORTED)
     parameters = list(inspect.signature(yolo.parse_model).parameters)
     if parameters[:2] != ["d", "ch"]:

@@ -1,0 +1,85 @@
+"""Find the foreign blocks of a model and fold them: all is computed and proven before anything is replaced."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from yolorep.errors import FoldError
+from yolorep.foreign.blocks import BLOCKS
+from yolorep.foreign.heads import ImplicitHead
+from yolorep.foreign.proof import Kind, folded_layers, proven
+from yolorep.foreign.theirs import check_own_fold, fold_itself_, own_method, still_folds
+
+KINDS: tuple[Kind, ...] = (*BLOCKS, ImplicitHead())
+
+
+@dataclass(frozen=True)
+class Folded:
+    """A foreign block, and what puts its fold in place."""
+
+    name: str
+    block: nn.Module
+    commit_: Callable[[], None]
+
+
+def foreign_blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Blocks of other projects in `model` that are not deployed, by name; of nested ones the outermost known."""
+    return [(name, block) for name, block, _ in _found("", model, set())]
+
+
+def folded(model: nn.Module) -> list[Folded]:
+    """The folds of the foreign blocks in `model`; nothing is changed until they are committed.
+
+    A block that does not fold, or would not compute the same, is left out, with a warning that says why.
+
+    Raises:
+        FoldError: a block is in training mode.
+    """
+    result = []
+    for name, block, kind in list(_found("", model, set())):
+        _check_evaluating(name, block, kind)
+        try:
+            result.append(Folded(name, block, _fold(block, kind)))
+        except FoldError as error:
+            where = f"{name}: {type(block).__name__}" if name else type(block).__name__
+            warnings.warn(f"{where} is left as it is: {error}", stacklevel=2)
+    return result
+
+
+def _found(path: str, module: nn.Module, seen: set[int]) -> Iterator[tuple[str, nn.Module, Kind | None]]:
+    """Each block by its path, with its declaration; None where it is to fold itself."""
+    if id(module) in seen:
+        return
+    seen.add(id(module))
+    kind = next((kind for kind in KINDS if kind.matches(module)), None)
+    if kind is not None:
+        yield path, module, kind
+        return
+    children = ((f"{path}.{name}".lstrip("."), child) for name, child in module.named_children())
+    inside = [found for name, child in children for found in _found(name, child, seen)]
+    yield from inside
+    if not inside and own_method(module) and not _is_deployed(module) and still_folds(module):
+        yield path, module, None
+
+
+def _is_deployed(module: nn.Module) -> bool:
+    return any(kind.deployed(module) for kind in BLOCKS)
+
+
+def _check_evaluating(name: str, block: nn.Module, kind: Kind | None) -> None:
+    layers = block.named_modules() if kind is None else folded_layers(block, kind)
+    if any(isinstance(layer, _BatchNorm) and layer.training for _, layer in layers):
+        raise FoldError(f"{type(block).__name__} is in training mode; call .eval() first", name)
+
+
+def _fold(block: nn.Module, kind: Kind | None) -> Callable[[], None]:
+    if kind is None:
+        check_own_fold(block)
+        return lambda: fold_itself_(block)
+    prepared = proven(block, kind)
+    return lambda: kind.commit_(block, prepared)

@@ -1,0 +1,91 @@
+"""A declared block's fold, proven on noise: a copy of the block that has it must compute what the block computes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from yolorep.algebra import has_values
+from yolorep.errors import FoldError
+from yolorep.foreign.blocks import ForeignBlock
+from yolorep.foreign.heads import ImplicitHead
+
+Kind = ForeignBlock | ImplicitHead
+TOLERANCE = 1e-9  # in float64, relative to the block's largest output
+
+
+def proven(block: nn.Module, kind: Kind) -> Any:
+    """What `kind` prepares for the block, which is not changed; a block without values (meta) goes unproven.
+
+    Raises:
+        FoldError: the block does not fold, cannot be run, or would compute something else.
+    """
+    for name, layer in folded_layers(block, kind):
+        if layer._forward_hooks or layer._forward_pre_hooks:
+            raise FoldError(f"{type(layer).__name__} has forward hooks, which would be lost", name)
+    if not all(has_values(tensor) for tensor in block.state_dict().values()):
+        return kind.prepare(block, kind.folds(block))
+    try:
+        copy = _exact_copy(block)
+        kernels = kind.folds(copy)
+        inputs = list(kind.inputs(kernels))
+        before = [run(kind, copy, x) for x in inputs]
+        kind.commit_(copy, kind.prepare(copy, kernels))
+        after = [run(kind, copy, x) for x in inputs]
+    except (RuntimeError, TypeError, ValueError, AttributeError) as error:  # of its own code, or of torch
+        raise FoldError(f"it cannot be run: {first_line(error)}") from None
+    difference = relative_error(before, after)
+    if not difference <= TOLERANCE:
+        raise FoldError(f"folded, it would compute something else (relative error {difference:.1e})")
+    return kind.prepare(block, kernels)
+
+
+def folded_layers(block: nn.Module, kind: Kind) -> Iterator[tuple[str, nn.Module]]:
+    """The layers that the fold of a block takes away, by name."""
+    for name, layer in block.named_modules():
+        if name.split(".")[0] in kind.gone:
+            yield name, layer
+
+
+@torch.no_grad()
+def run(kind: Kind, block: nn.Module, x: Any) -> Any:
+    """The block's outputs on a copy of `x`, which it may change."""
+    return kind.run(block, deepcopy(x))
+
+
+def relative_error(before: Any, after: Any) -> float:
+    """The largest difference between two nests of tensors, relative to the largest value before; infinite at a NaN."""
+    pairs = list(zip(_tensors(before), _tensors(after), strict=True))
+    if any(a.shape != b.shape for a, b in pairs):
+        return float("inf")
+    errors = [float((a - b).abs().max() / a.abs().max().clamp_min(1e-30)) for a, b in pairs]
+    return max(errors) if errors and all(error == error for error in errors) else float("inf")
+
+
+def without_hooks(block: nn.Module) -> nn.Module:
+    """A copy whose layers call nothing of anyone else's, in evaluation mode."""
+    copy = deepcopy(block)
+    for layer in copy.modules():
+        layer._forward_hooks.clear()
+        layer._forward_pre_hooks.clear()
+    return copy.eval()
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in one line."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _exact_copy(block: nn.Module) -> nn.Module:
+    """The block in float64, on the CPU, which every machine has both of."""
+    return without_hooks(block).cpu().double()
+
+
+def _tensors(nest: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(nest) if isinstance(leaf, Tensor)]

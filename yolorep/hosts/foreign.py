@@ -1,0 +1,23 @@
+"""Hooks for other YOLO trees: their blocks are folded by yolorep before the tree fuses the model as it does.
+
+YOLOv7 has `models.yolo.Model.fuse`. YOLOv6 has a function, `yolov6.utils.torch_utils.fuse_model`, after which its
+scripts ask each block to deploy itself; a folded one has nothing left to do. YOLOv9 is hooked as the YOLOv5 tree that
+it grew from. In each, `yolorep.deploy(model)` does the same without a hook.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from yolorep.hosts.common import fuse_after_deploy
+from yolorep.hosts.hooks import Hooks
+
+
+def attach(module: ModuleType) -> Hooks:
+    """Hook an imported `models.yolo` of YOLOv7 or `torch_utils` of YOLOv6; any other module is left alone."""
+    hooks = Hooks()
+    if hasattr(module, "IDetect") and hasattr(getattr(module, "Model", None), "fuse"):
+        hooks.wrap(module.Model, "fuse", fuse_after_deploy)
+    if module.__name__.startswith("yolov6.") and hasattr(module, "fuse_model"):
+        hooks.wrap(module, "fuse_model", fuse_after_deploy)
+    return hooks
