@@ -128,10 +128,13 @@ def add(kernels: list[Kernel]) -> Kernel:
     grid = [_union_axis(kernels, axis) for axis in (0, 1)]
     padding, dilation = _pair(lambda a: grid[a][1]), _pair(lambda a: grid[a][2])
     weights = [regroup(k, groups) for k in kernels]
-    weight = weights[0].new_zeros(*weights[0].shape[:2], grid[0][0], grid[1][0])
+    size = (grid[0][0], grid[1][0])
+    whole = [weight for weight in weights if weight.shape[2:] == size]
+    weight = torch.stack(whole).sum(0) if whole else weights[0].new_zeros(*weights[0].shape[:2], *size)
     for kernel, part in zip(kernels, weights, strict=True):
-        rows, cols = (_taps(kernel, axis, grid[axis]) for axis in (0, 1))
-        weight[..., rows, cols] += part
+        if part.shape[2:] != size:
+            rows, cols = (_taps(kernel, axis, grid[axis]) for axis in (0, 1))
+            weight[..., rows, cols] += part
     bias = torch.stack([k.bias for k in kernels]).sum(0)
     mode = modes.pop() if modes else "zeros"
     return Kernel(weight, bias, kernels[0].stride, padding, dilation, groups, mode, _added_moments(kernels))
@@ -212,6 +215,8 @@ def _composed_weight(w1: Tensor, w2: Tensor, rows: _ComposedAxis, cols: _Compose
     (height1, width1), (height2, width2) = w1.shape[-2:], w2.shape[-2:]
     if height1 * width1 == 1 and height2 * width2 > 1:
         return torch.einsum("gpomhw,gpmc->gpochw", w2, w1[..., 0, 0])
+    if height2 * width2 == 1:
+        return torch.einsum("gpom,gpmchw->gpochw", w2[..., 0, 0], w1)
     weight = w1.new_zeros(*w2.shape[:3], w1.shape[3], rows.taps, cols.taps)
     for i, j in product(range(height2), range(width2)):
         read = torch.einsum("gpom,gpmchw->gpochw", w2[..., i, j], w1)
