@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import reduce
 from itertools import product
 from math import gcd
 from typing import NamedTuple
@@ -130,7 +131,7 @@ def add(kernels: list[Kernel]) -> Kernel:
     weights = [regroup(k, groups) for k in kernels]
     size = (grid[0][0], grid[1][0])
     whole = [weight for weight in weights if weight.shape[2:] == size]
-    weight = torch.stack(whole).sum(0) if whole else weights[0].new_zeros(*weights[0].shape[:2], *size)
+    weight = reduce(torch.add, whole).clone() if whole else weights[0].new_zeros(*weights[0].shape[:2], *size)
     for kernel, part in zip(kernels, weights, strict=True):
         if part.shape[2:] != size:
             rows, cols = (_taps(kernel, axis, grid[axis]) for axis in (0, 1))
