@@ -4,6 +4,7 @@ from yolorep.blocks import acb, dbb, mobileone, orepa, qarepvgg, replk, repvgg  
 from yolorep.blocks.c3 import C3, Bottleneck
 from yolorep.blocks.conv_c3 import Conv_C3
 from yolorep.blocks.linear import MAPS, BNPad2d, ChannelMap, Filter, Scale, Sum
+from yolorep.blocks.penalty import equivalent_l2
 from yolorep.blocks.registry import BLOCKS, IDENTITIES, Block, block_of, register_block
 from yolorep.blocks.site import Site
 
@@ -22,5 +23,6 @@ __all__ = [
     "Site",
     "Sum",
     "block_of",
+    "equivalent_l2",
     "register_block",
 ]
