@@ -42,6 +42,12 @@ GEOMETRIES: dict[str, tuple[tuple, dict]] = {
 LIMITS = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 5e-3}
 
 
+@pytest.fixture
+def small_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks take the joint step for small inputs as well."""
+    monkeypatch.setattr("yolorep.blocks.joint.WORTHWHILE", 0)
+
+
 def block(name: str = "same", dtype: torch.dtype = torch.float64) -> Conv_C3:
     arguments, options = GEOMETRIES[name]
     return randomize_(Conv_C3(*arguments, **options)).to(dtype).train()
@@ -197,6 +203,7 @@ def test_joint_step_of_a_tiny_batch(size: tuple[int, int], batch: int) -> None:
     assert_same_step(trained(separate, layer, x), trained(joint, layer, x), 1e-8)
 
 
+@pytest.mark.usefixtures("small_too")
 def test_one_value_a_channel_is_refused_as_torch_does() -> None:
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         block()(image(size=(1, 1), batch=1))
@@ -288,6 +295,7 @@ def test_joint_step_leaves_to_the_separate_form(change: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["conv", "bn", "branch_1x1", "branch_1x1.conv", "branch_1x1.bn", "branch_identity"])
+@pytest.mark.usefixtures("small_too")
 def test_hooks_inside_a_block_are_called(path: str) -> None:
     layer, x, seen = block(), image(), []
     layer.get_submodule(path).register_forward_hook(lambda *_: seen.append(path))
@@ -305,15 +313,17 @@ def test_a_branch_of_its_own_kind_is_added_as_it_is() -> None:
 def test_joint_step_is_used_in_training_and_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
     called = []
     monkeypatch.setattr("yolorep.blocks.laws.joint_sum", lambda *arguments: called.append(arguments))
-    layer, x = block(), image()
+    layer, x = block(), image(size=(128, 96))
     layer(x)
     assert len(called) == 1
+    layer(image())  # too small to be worth it
     layer.eval()(x)
     layer.train().joint = False
     layer(x)
     assert len(called) == 1
 
 
+@pytest.mark.usefixtures("small_too")
 def test_function_transforms_take_the_separate_form() -> None:
     layer, x = block(), image()
     for norm in norms(layer):
@@ -324,6 +334,7 @@ def test_function_transforms_take_the_separate_form() -> None:
     assert found.shape == (8, 8)
 
 
+@pytest.mark.usefixtures("small_too")
 def test_joint_blocks_compile() -> None:
     """A compiler sees the separate form, which it fuses better."""
     layer, x = block(), image()
@@ -336,7 +347,10 @@ import copy, os, sys
 import torch, torch.distributed as dist, torch.multiprocessing as mp
 from torch import nn
 from yolorep import Conv_C3
+from yolorep.blocks import joint as joint_module
 from yolorep.blocks.joint import joint_sum
+
+joint_module.WORTHWHILE = 0
 
 def work(rank, file):
     dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)

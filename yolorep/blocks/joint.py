@@ -21,6 +21,7 @@ from yolorep.blocks.joint_step import Geometry, Term, normalized_sum
 from yolorep.blocks.linear import ChannelMap
 
 CHEAP = 1 / 8  # of the dense convolution's work: a branch of at most this share is computed again, not kept
+WORTHWHILE = 2**18  # values of x: below, the step's own overhead outweighs a memory that hardly matters
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 WIDE = (torch.float32, torch.float64)
 
@@ -90,6 +91,11 @@ def joint_sum(conv: nn.Conv2d, bn: _BatchNorm, branches: Iterable[nn.Module], x:
     for branch, known in every:
         y = y if known is not None else y + branch(x)
     return y
+
+
+def worthwhile(x: Tensor) -> bool:
+    """Whether x is large enough for what the joint step saves to matter."""
+    return x.numel() >= WORTHWHILE
 
 
 def part_of(branch: nn.Module) -> Part | None:

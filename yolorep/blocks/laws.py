@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from yolorep.algebra import Kernel, compose
-from yolorep.blocks.joint import joint_sum
+from yolorep.blocks.joint import joint_sum, worthwhile
 from yolorep.fold import chain_of, children_kernels, differentiable, summed
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Law(NamedTuple):
 
 
 def _each_forward(block: Conv_C3, x: Tensor) -> Tensor:
-    joint = block.training and block.joint
+    joint = block.training and block.joint and worthwhile(x)
     y = joint_sum(block.conv, block.bn, (branch for _, branch in block.branches()), x) if joint else None
     return _separate_forward(block, x) if y is None else y
 
