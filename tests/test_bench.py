@@ -105,6 +105,30 @@ def test_forms_of_a_model_that_was_expanded_include_the_stock_one() -> None:
     assert list(of_model("stock", deploy(model)).forms) == [UNFUSED, DEPLOYED]
 
 
+def test_forms_of_a_classifier_are_the_paper_s_network_with_and_without_branches() -> None:
+    forms, x = of_name("repvgg-a0.yaml").forms, torch.rand(1, 3, 64, 64)
+    assert list(forms) == [UNFUSED, DEPLOYED]
+    assert [sum(isinstance(m, nn.Conv2d) for m in form.modules()) for form in forms.values()] == [44, 22]
+    assert relative_error(forms[UNFUSED](x)[1], forms[DEPLOYED](x)[1]) < SIXTY_LAYERS
+
+
+@pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1"])
+def test_forms_of_a_torchvision_classifier_are_what_they_are_called(name: str) -> None:
+    forms, x = of_name(f"torchvision:{name}").forms, torch.rand(1, 3, 64, 64)
+    assert list(forms) == [UNFUSED, DEPLOYED]
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in forms[DEPLOYED].modules())
+    assert relative_error(forms[UNFUSED](x), forms[DEPLOYED](x)) < SIXTY_LAYERS
+
+
+def test_models_beside_are_timed_in_the_same_rounds(tmp_path: Path) -> None:
+    arguments = ["torchvision:squeezenet1_1", "--beside", "torchvision:resnet18", "--imgsz", "32", "--rounds", "2"]
+    result = invoke(app, ["bench", *arguments, "--threads", "1", "--out", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    (run,) = json.loads((tmp_path / "bench.json").read_text())["results"]
+    assert list(run["forms"]) == [UNFUSED, DEPLOYED, "resnet18"]
+    assert all(len(form["seconds"]) == 2 and form["fps"] > 0 for form in run["forms"].values())
+
+
 def test_a_fresh_model_computes_with_numbers_of_ordinary_size() -> None:
     sizes = []
     model = of_name("yolov5n-rep.yaml").forms[UNFUSED]
@@ -149,6 +173,8 @@ def test_forms_run_in_the_precision_and_layout_asked_for() -> None:
         (["nonesuch.yaml"], "nonesuch.yaml is neither a file nor a model YAML"),
         (["nonesuch.pt"], "nonesuch.pt does not exist"),
         (["repvgg", "nonesuch"], "'nonesuch' is neither"),
+        (["torchvision:resnet19"], "torchvision has no classifier 'resnet19'; accepted: .*resnet18"),
+        (["repvgg", "--beside", "torchvision:resnet18"], "resnet18 takes 3 channels and repvgg 64"),
         (["yolov5n-rep.yaml", "--imgsz", "100"], "multiples of 32, not 100"),
         (["repvgg", "--device", "nonesuch"], "device 'nonesuch' is not here; accepted: cpu"),
         (["repvgg", "--device", "cuda:99"], "device 'cuda:99' is not here"),

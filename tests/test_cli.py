@@ -16,6 +16,8 @@ COMMANDS = [
     "yolov5",
     "expand",
     "deploy",
+    "import-weights",
+    "split",
     "verify",
     "bench",
     "blocks",

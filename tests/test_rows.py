@@ -153,3 +153,23 @@ def test_deployed_describes_the_folded_layer(case: str, host: str) -> None:
 def test_stock_name_is_the_models_name_without_rep(rep: str, stock: str) -> None:
     assert stock_name(rep) == stock
     assert deployed(model(yaml_file=rep, rep={}), ULTRALYTICS)["yaml_file"] == stock
+
+
+def classifier(head: list[Any]) -> dict[str, Any]:
+    return {"nc": 2, "backbone": [[-1, 1, "Conv_C3", [64, 3, 2]]], "head": [[-1, 1, "FC", head]]}
+
+
+def test_a_classifiers_head_stands_for_classify_and_stays_when_deployed() -> None:
+    split = plan(classifier(["nc"]), ULTRALYTICS)
+    assert split.stock["head"] == [[-1, 1, "Classify", ["nc"]]]
+    assert split.rows[1] == ("FC", Options())
+    result = deployed(classifier(["nc"]), ULTRALYTICS)
+    assert result == {"nc": 2, "backbone": [[-1, 1, "Conv", [64, 3, 2]]], "head": [[-1, 1, "FC", ["nc"]]]}
+    assert deployed(result, ULTRALYTICS) == result
+
+
+def test_a_classifiers_head_takes_no_option_and_no_yolov5_tree() -> None:
+    with pytest.raises(BlockError, match=r"row 1 \(FC\): unknown option 'block'"):
+        plan(classifier(["nc", {"block": "repvgg"}]), ULTRALYTICS)
+    with pytest.raises(BlockError, match=r"row 1 \(FC\): YOLOv5 trees build no classifier"):
+        plan(classifier(["nc"]), YOLOV5)
