@@ -102,7 +102,7 @@ def cost(
     """
     memory_format: Any = LAYOUTS[layout]
     forms = {
-        k: form.to(device, memory_format=memory_format)
+        k: form.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
         for k, form in forms_of(block, shape.channels, compiled=compiled).items()
     }
     x = torch.randn(shape.batch, shape.channels, shape.size, shape.size).to(device, memory_format=memory_format)

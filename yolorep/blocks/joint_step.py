@@ -158,6 +158,7 @@ def _term_backward(
     outer = gamma if needs_gamma else None, beta if needs_beta else None, None, None
     if term.geometry is None or not inner:
         return grad_u if inner else None, None, None, *outer
+    del u  # as large as what comes next
     stride, padding, dilation, groups = term.geometry
     sizes = None if term.bias is None else [len(term.bias)]
     mask = [needs_x, needs_kernel, needs_bias]
