@@ -194,9 +194,9 @@ def blocks() -> None:
     from yolorep.blocks import BLOCKS, IDENTITIES
 
     for name, block in sorted(BLOCKS.items()):
-        typer.echo(f"{name:10} {(block.declare.__doc__ or '').splitlines()[0]}")
+        typer.echo(f"{name:12} {(block.declare.__doc__ or '').splitlines()[0]}")
         if block.options:
-            typer.echo(f"{'':10} options: {', '.join(f'{key}={value!r}' for key, value in block.options.items())}")
+            typer.echo(f"{'':12} options: {', '.join(f'{key}={value!r}' for key, value in block.options.items())}")
     typer.echo(f"identity: {', '.join(IDENTITIES)}")
 
 
