@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from yolorep.blocks.conv_c3 import Conv_C3
 
@@ -23,18 +24,14 @@ def equivalent_l2(model: nn.Module) -> Tensor:
 
 
 def _penalty(block: Conv_C3) -> Tensor:
-    dense, small = block.conv.weight, block.branch_1x1.conv.weight  # type: ignore[union-attr]
-    scale, small_scale = _scale(block.bn), _scale(block.branch_1x1.bn)  # type: ignore[union-attr, arg-type]
+    small: Any = block.branch_1x1
+    dense, scale, small_scale = block.conv.weight, _scale(block.bn), _scale(small.bn)
     height, width = (size // 2 for size in block.conv.kernel_size)
     centre = dense[:, :, height : height + 1, width : width + 1]
-    together = centre * scale + small * small_scale
-    return (
-        dense.square().sum()
-        - centre.square().sum()
-        + (together.square() / (scale.square() + small_scale.square())).sum()
-    )
+    together = (centre * scale + small.conv.weight * small_scale).square() / (scale.square() + small_scale.square())
+    return dense.square().sum() - centre.square().sum() + together.sum()
 
 
-def _scale(norm: _BatchNorm) -> Tensor:
-    """gamma / sigma by the running statistics, (out, 1, 1, 1), as a constant."""
-    return (norm.weight / (norm.running_var + norm.eps).sqrt()).detach()[:, None, None, None]  # type: ignore[operator]
+def _scale(norm: Any) -> Tensor:
+    """gamma / sigma of a batch norm by its running statistics, (out, 1, 1, 1), as a constant."""
+    return (norm.weight / (norm.running_var + norm.eps).sqrt()).detach()[:, None, None, None]
