@@ -33,7 +33,7 @@ from rich.table import Table
 
 from yolorep.bench.report import machine
 from yolorep.bench.run import LAYOUTS, Settings, best_device
-from yolorep.bench.training import COMPILED, JOINT, SEPARATE, STOCK, Cost, Shape, cost
+from yolorep.bench.training import COMPILED, DEPLOYED, JOINT, SEPARATE, STOCK, Cost, Shape, cost
 from yolorep.errors import YolorepError
 
 COLOURS = {SEPARATE: "tab:orange", JOINT: "tab:blue", COMPILED: "tab:green"}
@@ -85,7 +85,7 @@ def table(costs: Sequence[Cost]) -> Table:
             ratio, (kept, peak) = one.timing.ratio(form, STOCK), memory_ratios(one, form)
             faults = one.timing.page_faults
             view.add_row(
-                f"{one.block} {one.shape} {one.layout}" if form == STOCK else "",
+                label_of(one) if form == STOCK else "",
                 form,
                 f"{one.timing.time(form).median * 1e3:.1f}",
                 f"{ratio.median:.2f}",
@@ -96,6 +96,15 @@ def table(costs: Sequence[Cost]) -> Table:
             )
         view.add_section()
     return view
+
+
+def label_of(one: Cost) -> str:
+    """What was run, and what is the same for every form."""
+    trained, deployed = one.parameters
+    latency = one.latency.ratio(DEPLOYED, STOCK).median
+    return (
+        f"{one.block} {one.shape} {one.layout}\n{trained:,} → {deployed:,} parameters\ndeployed latency {latency:.2f}"
+    )
 
 
 def memory_ratios(one: Cost, form: str) -> tuple[float, float]:
@@ -136,8 +145,14 @@ def record_of(one: Cost) -> dict[str, Any]:
         }
         for form in one.timing.seconds
     }
-    parameters = {"trained": trained, "deployed": deployed}
-    return {"block": one.block, "shape": str(one.shape), "layout": one.layout, "parameters": parameters, "forms": forms}
+    return {
+        "block": one.block,
+        "shape": str(one.shape),
+        "layout": one.layout,
+        "parameters": {"trained": trained, "deployed": deployed},
+        "deployed_latency_of_stock": asdict(one.latency.ratio(DEPLOYED, STOCK)),
+        "forms": forms,
+    }
 
 
 def plot(costs: Sequence[Cost], file: Path) -> None:

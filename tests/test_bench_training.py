@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from yolorep.bench.training import JOINT, SEPARATE, STOCK, Shape, cost, forms_of
+from yolorep.bench.training import DEPLOYED, JOINT, SEPARATE, STOCK, Shape, cost, forms_of
 from yolorep.errors import UsageError
 
 CPU = torch.device("cpu")
@@ -20,6 +20,7 @@ def test_cost_of_repvgg() -> None:
     kept = {form: round(memory.kept / activation, 1) for form, memory in found.memory.items()}
     assert kept == {STOCK: 3, SEPARATE: 4, JOINT: 3}  # x, convolution, sum; and the 1x1 convolution
     assert all(memory.peak > memory.kept - activation for memory in found.memory.values())  # x was there before
+    assert set(found.latency.seconds) == {STOCK, DEPLOYED}
     dense = 16 * 16 * 9
     assert found.parameters == (dense + 16 * 16 + 6 * 16, dense + 16)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ from yolorep.bench.timing import Timing, interleave
 from yolorep.blocks import Conv_C3
 from yolorep.errors import UsageError
 
-STOCK, SEPARATE, JOINT, COMPILED = "stock", "separate", "joint", "compiled"
+STOCK, SEPARATE, JOINT, COMPILED, DEPLOYED = "stock", "separate", "joint", "compiled", "deployed"
 
 
 class Shape(NamedTuple):
@@ -56,13 +57,18 @@ class Memory:
 
 @dataclass(frozen=True)
 class Cost:
-    """One block, or several forms of it, at one shape; the unit is `STOCK`. parameters: trained, and once deployed."""
+    """One block, or several forms of it, at one shape; the unit is `STOCK`.
+
+    parameters: trained, and once deployed. timing: of a training step of each form. latency: of a forward pass of what
+    is deployed, the block and stock.
+    """
 
     block: str
     shape: Shape
     layout: str
     parameters: tuple[int, int]
     timing: Timing
+    latency: Timing
     memory: dict[str, Memory]
 
 
@@ -111,7 +117,8 @@ def cost(
     steps = {name: _step(form, x, gradient) for name, form in forms.items()}
     memory = {name: Memory(kept_bytes(form, x), peak_bytes(steps[name], device)) for name, form in forms.items()}
     timing = interleave(steps, rounds, device, after_round=after_round)
-    return Cost(block, shape, layout, _parameters(forms[SEPARATE]), timing, memory)
+    latency = _latency({STOCK: forms[STOCK], DEPLOYED: forms[SEPARATE]}, x, rounds)
+    return Cost(block, shape, layout, _parameters(forms[SEPARATE]), timing, latency, memory)
 
 
 def kept_bytes(form: nn.Module, x: Tensor) -> int:
@@ -162,8 +169,18 @@ def _joint_or_not(block: Conv_C3, joint: bool) -> Conv_C3:
     return copy
 
 
+def _latency(blocks: dict[str, nn.Module], x: Tensor, rounds: int) -> Timing:
+    calls = {name: partial(_deployed(block), x.detach()) for name, block in blocks.items()}
+    with torch.inference_mode():
+        return interleave(calls, rounds, x.device)
+
+
 def _parameters(block: nn.Module) -> tuple[int, int]:
     """Trained, and of the convolution that is left."""
+    return tuple(sum(p.numel() for p in m.parameters()) for m in (block, _deployed(block)))  # type: ignore[return-value]
+
+
+def _deployed(block: nn.Module) -> nn.Module:
     deployed = deepcopy(block).eval()
     deployed._switch_to_deploy()  # type: ignore[operator]
-    return tuple(sum(p.numel() for p in m.parameters()) for m in (block, deployed))  # type: ignore[return-value]
+    return deployed
