@@ -5,24 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from tests.helpers import randomize_
-from yolorep.cli import main
+from yolorep import CheckpointError, convert
 from yolorep.foreign import foreign_blocks
 from yolorep.hosts import checkpoints
 
 
-def test_deploy_folds_the_hosts_own_blocks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_deploy_folds_the_hosts_own_blocks(tmp_path: Path) -> None:
     from ultralytics import YOLO
 
-    monkeypatch.chdir(tmp_path)
+    source, out, console = tmp_path / "rep.pt", tmp_path / "out.pt", Console(record=True)
     yolo = YOLO("yolov10s.yaml")
     randomize_(yolo.model)
-    yolo.save("rep.pt")
-    assert main(["deploy", "rep.pt", "out.pt"]) == 0
-    assert "2 blocks folded" in capsys.readouterr().out
-    assert foreign_blocks(checkpoints.load(Path("out.pt")).model) == []
-    assert main(["deploy", "out.pt", "again.pt"]) != 0
-    assert "has no rep blocks" in capsys.readouterr().err
+    yolo.save(source)
+    convert.deploy_file(source, out, console=console)
+    assert "2 blocks folded" in console.export_text()
+    assert foreign_blocks(checkpoints.load(out).model) == []
+    with pytest.raises(CheckpointError, match="has no rep blocks"):
+        convert.deploy_file(out, tmp_path / "again.pt", console=console)
