@@ -67,6 +67,12 @@ class Kernel:
     def out_channels(self) -> int:
         return self.weight.shape[0]
 
+    @property
+    def is_gain(self) -> bool:
+        """Whether it does no more than scale and shift each channel."""
+        still = self.size == (1, 1) == self.stride and not any(self.padding)
+        return still and self.groups == self.in_channels == self.out_channels
+
     def over(self, channels: int) -> Kernel:
         """A channel-free kernel as the depthwise kernel over `channels` channels; any other kernel unchanged."""
         if self.groups:
@@ -214,6 +220,8 @@ def _aligned(first: Kernel, second: Kernel) -> tuple[Tensor, Tensor, _Merged]:
 def _composed_weight(w1: Tensor, w2: Tensor, rows: _ComposedAxis, cols: _ComposedAxis) -> Tensor:
     """(..., out, in, height, width) from (..., mid, in, kh1, kw1) followed by (..., out, mid, kh2, kw2)."""
     (height1, width1), (height2, width2) = w1.shape[-2:], w2.shape[-2:]
+    if w1.shape[2] == 1 and 1 in (height1 * width1, height2 * width2):
+        return w2 * w1
     if height1 * width1 == 1 and height2 * width2 > 1:
         return torch.einsum("gpomhw,gpmc->gpochw", w2, w1[..., 0, 0])
     if height2 * width2 == 1:

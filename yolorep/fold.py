@@ -157,7 +157,7 @@ def _(module: nn.Sequential) -> Kernel:
 
 def chain_of(layers: Iterable[tuple[str, nn.Module]]) -> Kernel:
     """The kernel of named layers one after the other; of none, the identity."""
-    kernels = children_kernels(layers)
+    kernels = _with_gains_applied(children_kernels(layers))
     if not kernels:
         return kernel_of(nn.Identity())
     result = kernels[0][1]
@@ -166,6 +166,18 @@ def chain_of(layers: Iterable[tuple[str, nn.Module]]) -> Kernel:
             result = compose(*_together(result, kernel))
         except FoldError as error:
             raise error.within(name) from None
+    return result
+
+
+def _with_gains_applied(kernels: list[tuple[str, Kernel]]) -> list[tuple[str, Kernel]]:
+    """The same chain, each gain (a scale, a batch norm) already in the kernel before it, which is smaller."""
+    result: list[tuple[str, Kernel]] = []
+    for name, kernel in kernels:
+        if result and kernel.is_gain and kernel.out_channels == result[-1][1].out_channels:
+            before, previous = result.pop()
+            result.append((before, compose(*_together(previous, kernel))))
+        else:
+            result.append((name, kernel))
     return result
 
 
