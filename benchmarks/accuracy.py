@@ -1,6 +1,9 @@
 """Stock against rep on one data set: the same schedule from scratch, several seeds, one process a run.
 
     python benchmarks/accuracy.py path/to/data.yaml --seeds 0 1 2 --epochs 40 --imgsz 320
+    python benchmarks/accuracy.py path/to/data.yaml --seeds 0 --blocks acb mobileone --name accuracy-blocks
+
+--blocks adds yolov5n-rep with every row asking for that block.
 
 Runs are made in pairs, stock and rep of one seed side by side with one thread each, so that both meet the same load.
 A run that is finished in --runs is taken as it is. Writes one JSON file with every epoch of every run, and a plot.
@@ -17,8 +20,12 @@ import subprocess
 import sys
 from datetime import date
 from importlib.metadata import version
+from importlib.resources import files
+from itertools import zip_longest
 from pathlib import Path
 from statistics import mean, stdev
+
+import yaml
 
 METRICS = {"mAP50": "metrics/mAP50(B)", "mAP50-95": "metrics/mAP50-95(B)"}
 
@@ -30,6 +37,18 @@ def epochs_of(model: str, seed: int, runs: Path) -> list[dict[str, float]]:
         return []
     with file.open() as rows:
         return [{key.strip(): float(value) for key, value in row.items()} for row in csv.DictReader(rows)]
+
+
+def with_block(block: str, runs: Path) -> str:
+    """The path of yolov5n-rep.yaml written with `block` as an option of each of its rep rows."""
+    source = files("yolorep") / "models" / "yolov5n-rep.yaml"
+    network = yaml.safe_load(source.read_text())
+    for row in (*network["backbone"], *network["head"]):
+        if row[2] in ("Conv_C3", "C3Rep"):
+            row[3].append({"block": block})
+    file = runs / f"yolov5n-{block}.yaml"
+    file.write_text(yaml.safe_dump(network, sort_keys=False))
+    return str(file)
 
 
 def start(model: str, seed: int, options: argparse.Namespace, runs: Path) -> subprocess.Popen[bytes]:
@@ -49,15 +68,15 @@ def result(model: str, seed: int, runs: Path) -> dict[str, object]:
     best = max(epochs, key=lambda epoch: epoch[METRICS["mAP50-95"]])
     curves = {name: [epoch[key] for epoch in epochs] for name, key in METRICS.items()}
     figures = {name: best[key] for name, key in METRICS.items()}
-    return {"model": model, "seed": seed, **figures, "seconds": epochs[-1]["time"], "curves": curves}
+    return {"model": Path(model).name, "seed": seed, **figures, "seconds": epochs[-1]["time"], "curves": curves}
 
 
 def summary(results: list[dict], models: list[str]) -> dict[str, dict]:
     """Mean and standard deviation over the seeds, by model and figure."""
     table = {}
     for model in models:
-        mine = [r for r in results if r["model"] == model]
-        table[model] = {
+        mine = [r for r in results if r["model"] == Path(model).name]
+        table[Path(model).name] = {
             key: {"mean": mean(r[key] for r in mine), "sd": stdev(r[key] for r in mine) if len(mine) > 1 else None}
             for key in (*METRICS, "seconds")
         }
@@ -73,8 +92,9 @@ def plot(results: list[dict], models: list[str], file: Path) -> None:
 
     figure, axes = plt.subplots(1, len(METRICS), figsize=(10, 4), constrained_layout=True)
     for axis, metric in zip(axes, METRICS, strict=True):
-        for colour, model in zip(("tab:grey", "tab:blue"), models, strict=False):
-            for run in (r for r in results if r["model"] == model):
+        for place, model in enumerate(models):
+            colour = "tab:grey" if place == 0 else f"C{place - 1}"
+            for run in (r for r in results if r["model"] == Path(model).name):
                 curve = run["curves"][metric]
                 label = Path(model).stem if run["seed"] == results[0]["seed"] else None
                 axis.plot(range(1, len(curve) + 1), curve, color=colour, alpha=0.7, label=label)
@@ -89,22 +109,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data")
     parser.add_argument("--models", nargs="+", default=["yolov5n.yaml", "yolov5n-rep.yaml"])
+    parser.add_argument("--blocks", nargs="+", default=[], help="also yolov5n-rep with these blocks")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--imgsz", type=int, default=320)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--runs", type=Path, default=Path("runs/accuracy"))
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "accuracy.json")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--name", default="accuracy", help="of the files in --out")
     options = parser.parse_args()
     runs = options.runs.resolve()
     runs.mkdir(parents=True, exist_ok=True)
+    models = [*options.models, *(with_block(block, runs) for block in options.blocks)]
     results = []
     for seed in options.seeds:
-        missing = [m for m in options.models if len(epochs_of(m, seed, runs)) < options.epochs]
-        for process in [start(model, seed, options, runs) for model in missing]:
-            if process.wait():
-                sys.exit(f"a run of seed {seed} failed; its log is in {runs}")
-        results += [result(model, seed, runs) for model in options.models]
+        missing = [m for m in models if len(epochs_of(m, seed, runs)) < options.epochs]
+        for pair in zip_longest(missing[::2], missing[1::2]):
+            for process in [start(model, seed, options, runs) for model in pair if model]:
+                if process.wait():
+                    sys.exit(f"a run of seed {seed} failed; its log is in {runs}")
+        results += [result(model, seed, runs) for model in models]
     packages = {name: version(name) for name in ("yolorep", "ultralytics", "torch", "numpy")}
     record = {
         "date": date.today().isoformat(),
@@ -116,12 +140,12 @@ def main() -> None:
         "python": platform.python_version(),
         "packages": packages,
         "schedule": {"epochs": options.epochs, "imgsz": options.imgsz, "data": Path(options.data).parent.name},
-        "summary": summary(results, options.models),
+        "summary": summary(results, models),
         "runs": results,
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(record, indent=1) + "\n")
-    plot(results, options.models, options.out.with_suffix(".png"))
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / f"{options.name}.json").write_text(json.dumps(record, indent=1) + "\n")
+    plot(results, models, options.out / f"{options.name}.png")
 
 
 if __name__ == "__main__":
