@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
+import stat
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -180,7 +182,7 @@ def test_expand_takes_a_selection(folder: Path, here: Command, capsys: pytest.Ca
         (["deploy", "rep.pt", "yolov5n.pt"], "yolov5n.pt is a name that ultralytics replaces by a download"),
         (["deploy", "rep.pt", "nowhere/out.pt"], "nowhere is not a folder"),
         (["expand", "expanded.pt", "out.pt"], "already expanded"),
-        (["expand", "stock.pt", "out.pt", "--block", "vgg"], "block 'vgg' is unknown; accepted: plain, repvgg"),
+        (["expand", "stock.pt", "out.pt", "--block", "vgg"], "block 'vgg' is unknown; accepted: acb, dbb, mobileone"),
         (["expand", "stock.pt", "out.pt", "--identity", "x"], "identity 'x' is unknown; accepted: auto"),
         (["expand", "stock.pt", "out.pt", "--select", "99"], "matches none of the"),
         (["verify", "rep.pt", "none.pt"], "none.pt does not exist"),
@@ -248,6 +250,23 @@ def test_an_interrupted_write_leaves_the_old_file(
     with pytest.raises(KeyboardInterrupt):
         convert.deploy_file(folder / "rep.pt", out, overwrite=True, console=Console(quiet=True))
     assert out.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, 0o640), (0o604, 0o604)])
+def test_a_written_file_has_the_mode_of_any_other_and_a_replaced_one_its_own(
+    before: int | None, after: int, folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.pt"
+    if before is not None:
+        out.touch()
+        out.chmod(before)
+    mask = os.umask(0o027)
+    try:
+        convert.deploy_file(folder / "rep.pt", out, overwrite=True, console=Console(quiet=True))
+    finally:
+        os.umask(mask)
+    assert stat.S_IMODE(out.stat().st_mode) == after
     assert list(tmp_path.iterdir()) == [out]
 
 

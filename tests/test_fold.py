@@ -45,8 +45,8 @@ FOLDED: dict[str, Callable[[], nn.Module]] = {
     "batch-norm": lambda: nn.BatchNorm2d(6),
     "batch-norm-no-affine": lambda: no_affine(6),
     "sync-batch-norm": lambda: nn.SyncBatchNorm(6),
-    "bn-pad": lambda: BNPad2d(6, 2),
-    "bn-pad-no-affine": lambda: BNPad2d(6, 1, affine=False),
+    "bn-pad": lambda: BNPad2d(nn.BatchNorm2d(6), 2),
+    "bn-pad-no-affine": lambda: BNPad2d(nn.BatchNorm2d(6, affine=False), 1),
     "conv-bn": lambda: seq(conv(6, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)),
     "conv-bias-bn": lambda: seq(conv(6, 8, 3, padding=1), nn.BatchNorm2d(8)),
     "conv-no-affine": lambda: seq(conv(6, 8, 3, padding=1), no_affine(8)),
@@ -63,11 +63,19 @@ FOLDED: dict[str, Callable[[], nn.Module]] = {
     "two-averages": lambda: seq(seq(nn.AvgPool2d(2), nn.Identity(), nn.AvgPool2d(2)), conv(6, 8, 1)),
     "conv-average": lambda: seq(conv(6, 8, 1), nn.BatchNorm2d(8), nn.AvgPool2d(3)),
     "1x1-kxk": lambda: seq(conv(6, 8, 1), nn.BatchNorm2d(8), conv(8, 4, 3), nn.BatchNorm2d(4)),
-    "1x1-bn-pad-kxk": lambda: seq(conv(6, 8, 1, bias=False), BNPad2d(8, 1), conv(8, 4, 3), nn.BatchNorm2d(4)),
-    "1x1-bn-pad-kxk-strided": lambda: seq(conv(6, 8, 1, bias=False), BNPad2d(8, 2), conv(8, 4, 5, stride=2)),
-    "1x1-bn-pad-average": lambda: seq(conv(6, 8, 1, bias=False), BNPad2d(8, 1), nn.AvgPool2d(3, 1), nn.BatchNorm2d(8)),
+    "1x1-bn-pad-kxk": lambda: seq(
+        conv(6, 8, 1, bias=False), BNPad2d(nn.BatchNorm2d(8), 1), conv(8, 4, 3), nn.BatchNorm2d(4)
+    ),
+    "1x1-bn-pad-kxk-strided": lambda: seq(
+        conv(6, 8, 1, bias=False), BNPad2d(nn.BatchNorm2d(8), 2), conv(8, 4, 5, stride=2)
+    ),
+    "1x1-bn-pad-average": lambda: seq(
+        conv(6, 8, 1, bias=False), BNPad2d(nn.BatchNorm2d(8), 1), nn.AvgPool2d(3, 1), nn.BatchNorm2d(8)
+    ),
     "1x1-padded-first": lambda: seq(conv(6, 8, 1, padding=1), nn.BatchNorm2d(8), conv(8, 4, 3), nn.BatchNorm2d(4)),
-    "1x1-kxk-grouped": lambda: seq(conv(6, 12, 1, groups=2, bias=False), BNPad2d(12, 1), conv(12, 8, 3, groups=2)),
+    "1x1-kxk-grouped": lambda: seq(
+        conv(6, 12, 1, groups=2, bias=False), BNPad2d(nn.BatchNorm2d(12), 1), conv(12, 8, 3, groups=2)
+    ),
     "kxk-1x1": lambda: seq(conv(6, 8, 3, padding=1), nn.BatchNorm2d(8), conv(8, 4, 1), nn.BatchNorm2d(4)),
     "depthwise-separable": lambda: seq(conv(6, 6, 3, groups=6, padding=1), nn.BatchNorm2d(6), conv(6, 4, 1)),
     "channel-average": lambda: seq(ChannelMap(6, 4, "average", stride=2), nn.BatchNorm2d(4)),
@@ -78,8 +86,10 @@ FOLDED: dict[str, Callable[[], nn.Module]] = {
     "sum-of-nests": lambda: Sum(
         {
             "dense": seq(conv(6, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6)),
-            "deep": seq(conv(6, 6, 1, bias=False), BNPad2d(6, 1), conv(6, 6, 3), nn.BatchNorm2d(6)),
-            "pool": seq(conv(6, 6, 1, bias=False), BNPad2d(6, 1), nn.AvgPool2d(3, 1), nn.BatchNorm2d(6)),
+            "deep": seq(conv(6, 6, 1, bias=False), BNPad2d(nn.BatchNorm2d(6), 1), conv(6, 6, 3), nn.BatchNorm2d(6)),
+            "pool": seq(
+                conv(6, 6, 1, bias=False), BNPad2d(nn.BatchNorm2d(6), 1), nn.AvgPool2d(3, 1), nn.BatchNorm2d(6)
+            ),
             "inner": Sum({"norm": nn.BatchNorm2d(6), "identity": nn.Identity()}),
         }
     ),
@@ -207,7 +217,7 @@ NOT_FOLDED = {
         r"^last: .*BNPad2d",
     ),
     "biased-1x1-bn-pad-kxk": (
-        lambda: named(first=conv(6, 8, 1), bn=BNPad2d(8, 1), last=conv(8, 4, 3)),
+        lambda: named(first=conv(6, 8, 1), bn=BNPad2d(nn.BatchNorm2d(8), 1), last=conv(8, 4, 3)),
         r"^bn: a zero-padded kernel follows a map with a bias",
     ),
     "average-ceil": (lambda: seq(nn.AvgPool2d(2, ceil_mode=True), conv(6, 6, 1)), "^0: .*ceil_mode"),

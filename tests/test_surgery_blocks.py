@@ -8,7 +8,7 @@ from torch import nn
 
 from tests.helpers import assert_same_outputs, randomize_, relative_error, tensors
 from yolorep import BlockError, deploy, expand
-from yolorep.blocks import BLOCKS
+from yolorep.blocks import BLOCKS, Block
 from yolorep.selection import rep_blocks
 
 # In YOLOv5 no kernel is larger than 3x3 but the first, which is even; so there is no place for a smaller one beside it.
@@ -71,6 +71,31 @@ def test_expanded_model_goes_on_training_where_the_stock_one_was(stock: nn.Modul
     for layer in layers:
         for name, branch in layer.branches():
             assert any(p.grad is not None and float(p.grad.abs().max()) > 0 for p in branch.parameters()), name
+
+
+def test_expansion_that_fails_changes_nothing(stock: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    mute = nn.Sequential(nn.Conv2d(1, 1, 1), nn.Identity())
+    monkeypatch.setitem(BLOCKS, "mute", Block(lambda site: {"branch_mute": mute}, "each"))
+    before = [type(m) for m in stock.modules()]
+    with pytest.raises(BlockError, match=r"^model\.\d.*: a branch .* has no gain to silence it by"):
+        expand(stock, "mute", inplace=True)
+    assert [type(m) for m in stock.modules()] == before
+
+
+@pytest.mark.parametrize("block", BESIDE_SMALL_KERNELS)
+def test_rebuilt_model_has_the_norms_of_the_expanded_one(stock: nn.Module, block: str) -> None:
+    """Whatever the host sets on its batch norms when it builds a model reaches those in the branches."""
+    expanded = expand(type(stock)(stock.yaml), block)
+    rebuilt = type(stock)(expanded.yaml)
+    norms = [
+        [(n, m.eps, m.momentum) for n, m in model.named_modules() if hasattr(m, "eps")] for model in (expanded, rebuilt)
+    ]
+    assert norms[0] == norms[1]
+
+
+def test_a_wrong_option_is_told_as_such(stock: nn.Module) -> None:
+    with pytest.raises(BlockError, match=r"replk\(small=2\): accepted: an odd kernel size"):
+        expand(stock, "replk(small=2)")
 
 
 def test_block_without_a_place_in_the_model_is_refused(stock: nn.Module) -> None:

@@ -57,15 +57,15 @@ class Kernel:
 
     @property
     def size(self) -> Pair:
-        return self.weight.shape[2], self.weight.shape[3]
+        return int(self.weight.shape[2]), int(self.weight.shape[3])
 
     @property
     def in_channels(self) -> int:
-        return self.weight.shape[1] * max(self.groups, 1)
+        return int(self.weight.shape[1]) * max(self.groups, 1)
 
     @property
     def out_channels(self) -> int:
-        return self.weight.shape[0]
+        return int(self.weight.shape[0])
 
     @property
     def is_gain(self) -> bool:
@@ -137,7 +137,8 @@ def add(kernels: list[Kernel]) -> Kernel:
     weights = [regroup(k, groups) for k in kernels]
     size = (grid[0][0], grid[1][0])
     whole = [weight for weight in weights if weight.shape[2:] == size]
-    weight = reduce(torch.add, whole).clone() if whole else weights[0].new_zeros(*weights[0].shape[:2], *size)
+    empty = weights[0].new_zeros(*weights[0].shape[:2], *size)
+    weight = reduce(torch.add, whole, empty)
     for kernel, part in zip(kernels, weights, strict=True):
         if part.shape[2:] != size:
             rows, cols = (_taps(kernel, axis, grid[axis]) for axis in (0, 1))

@@ -50,7 +50,8 @@ def chosen(named: Named, select: Select, block: str, identity: str) -> Named:
     if select is None:
         result = [(name, layer) for name, layer in named if _gains(layer, block, identity)]
         if not result and named:
-            raise BlockError(f"block {block!r} with identity {identity!r} adds no branch to any of {len(named)} layers")
+            asked = f"block {block!r} with identity {identity!r}"
+            raise BlockError(f"{asked} adds no branch to any of {len(named)} layers{_reason(named, block, identity)}")
         return result
     if callable(select):
         result = [(name, layer) for name, layer in named if select(name, layer)]
@@ -98,8 +99,25 @@ def _matches(name: str, wanted: str | int) -> bool:
 
 def _gains(layer: nn.Module, block: str, identity: str) -> bool:
     """Whether the block's branches fit beside the layer and are more than its own 1x1 once again."""
-    site = Site(layer.conv, layer.bn, identity)  # type: ignore[arg-type]
+    site = _site(layer, identity)
     try:
         return bool(block_of(block).branches(site)) and (site.keeps_shape or not site.pointwise)
     except BlockError:
         return False
+
+
+def _reason(named: Named, block: str, identity: str) -> str:
+    """What the block says of the last layer, if it fits beside none."""
+    reason = ""
+    for _, layer in named:
+        try:
+            block_of(block).branches(_site(layer, identity))
+        except BlockError as error:
+            reason = f": {error}"
+        else:
+            return ""
+    return reason
+
+
+def _site(layer: nn.Module, identity: str) -> Site:
+    return Site(layer.conv, layer.bn, identity)  # type: ignore[arg-type]

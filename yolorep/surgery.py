@@ -109,9 +109,12 @@ def grow_(layers: Iterable[tuple[str, nn.Module]], options: rows.Options, *, sil
     block, declared = block_of(options.block), []
     for name, layer in layers:
         try:
-            declared.append((layer, block.branches(Site(layer.conv, layer.bn, options.identity))))  # type: ignore[arg-type]
+            branches = block.branches(Site(layer.conv, layer.bn, options.identity))  # type: ignore[arg-type]
+            if silent:
+                silence_(branches, layer.bn.running_mean, layer.bn.running_var)  # type: ignore[arg-type, union-attr]
         except BlockError as error:
             raise BlockError(f"{name}: {error}") from None
+        declared.append((layer, branches))
     for layer, branches in declared:
         if options.se:
             _excite_(layer)
@@ -120,8 +123,6 @@ def grow_(layers: Iterable[tuple[str, nn.Module]], options: rows.Options, *, sil
         layer.stock_class = type(layer)  # type: ignore[assignment]
         layer.__class__ = Conv_C3
         layer.attach_(branches, options.block, options.identity, block.law)  # type: ignore[operator]
-        if silent:
-            silence_(branches, layer.bn.running_mean, layer.bn.running_var)  # type: ignore[arg-type, union-attr]
 
 
 def _excite_(layer: nn.Module) -> None:

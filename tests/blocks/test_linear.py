@@ -66,23 +66,23 @@ def test_channel_map_refuses_an_unknown_mode() -> None:
 
 @pytest.mark.parametrize("padding", [0, 1, 3])
 def test_bn_pad_pads_with_its_own_zero(padding: int) -> None:
-    made = randomize_(BNPad2d(6, padding)).double().eval()
+    made = randomize_(BNPad2d(nn.BatchNorm2d(6), padding)).double().eval()
     x = torch.randn(2, 6, 5, 4, dtype=torch.float64)
-    assert_same(nn.BatchNorm2d.forward(made, F.pad(x, (padding,) * 4)), made(x))
+    assert_same(made.bn(F.pad(x, (padding,) * 4)), made(x))
 
 
 def test_bn_pad_normalizes_by_the_batch_in_training() -> None:
-    made = randomize_(BNPad2d(6, 1)).double().train()
+    made = randomize_(BNPad2d(nn.BatchNorm2d(6), 1)).double().train()
     x = torch.randn(2, 6, 5, 4, dtype=torch.float64)
-    inner = F.batch_norm(x, None, None, made.weight, made.bias, True, eps=made.eps)
+    inner = F.batch_norm(x, None, None, made.bn.weight, made.bn.bias, True, eps=made.bn.eps)
     assert_same(inner, made(x)[..., 1:-1, 1:-1])
 
 
 def test_bn_pad_border_is_what_a_bias_free_convolution_makes_of_zero() -> None:
     """So that padding the input of a 1x1 convolution and padding here are one and the same."""
-    conv, norm = nn.Conv2d(3, 6, 1, bias=False), randomize_(BNPad2d(6, 2)).eval()
+    conv, norm = nn.Conv2d(3, 6, 1, bias=False), randomize_(BNPad2d(nn.BatchNorm2d(6), 2)).eval()
     x = torch.randn(2, 3, 5, 4)
-    assert_same(nn.BatchNorm2d.forward(norm, conv(F.pad(x, (2, 2, 2, 2)))), norm(conv(x)))
+    assert_same(norm.bn(conv(F.pad(x, (2, 2, 2, 2)))), norm(conv(x)))
 
 
 def test_sum_adds_its_branches() -> None:

@@ -95,8 +95,8 @@ def qarepvgg_s3(m: Conv_C3, x: Tensor) -> Tensor:
 
 def dbb(m: Conv_C3, x: Tensor) -> Tensor:
     stacked, averaged = m.branch_1x1_kxk, m.branch_average
-    inner = norm(conv(x, stacked.conv1), stacked.bn1, padding=1)
-    mean = F.avg_pool2d(norm(conv(x, averaged.conv), averaged.bn1, padding=1), 3, m.conv.stride)
+    inner = norm(conv(x, stacked.conv1), stacked.bn1.bn, padding=1)
+    mean = F.avg_pool2d(norm(conv(x, averaged.conv), averaged.bn1.bn, padding=1), 3, m.conv.stride)
     return (
         conv_bn(x, m)
         + conv_bn(x, m.branch_1x1)

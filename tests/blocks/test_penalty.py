@@ -30,6 +30,14 @@ def test_penalty_adds_over_the_blocks_of_a_model_and_has_gradients_for_the_kerne
     assert touched == {"conv"}
 
 
+def test_penalty_of_a_pruned_channel_is_finite() -> None:
+    made = Conv_C3(4, 4)
+    nn.init.zeros_(made.bn.weight)
+    nn.init.zeros_(made.branch_1x1.bn.weight)
+    equivalent_l2(made).backward()
+    assert torch.isfinite(made.conv.weight.grad).all()
+
+
 def test_penalty_of_what_has_no_such_block_is_zero() -> None:
     deployed = Conv_C3(8, 8).eval()
     deployed._switch_to_deploy()

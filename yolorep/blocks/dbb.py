@@ -70,4 +70,4 @@ def _average(site: Site, size: Pair) -> nn.Sequential:
 
 
 def _padding_norm(site: Site, features: int, padding: Pair) -> BNPad2d:
-    return BNPad2d(features, padding, eps=site.bn.eps, momentum=site.bn.momentum, **site.place)
+    return BNPad2d(site.batch_norm(features), padding)

@@ -10,6 +10,7 @@ In `sum` and `online`, layers named `dense_*` follow the convolution on its own 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -59,10 +60,16 @@ def _sum_forward(block: Conv_C3, x: Tensor) -> Tensor:
 
 
 def _online_forward(block: Conv_C3, x: Tensor) -> Tensor:
-    with differentiable(), torch.autocast(x.device.type, enabled=False):
-        weight = _before_norm(block).weight
-    weight = weight.to(block.conv.weight.dtype)
-    return block.bn(block.conv._conv_forward(x, weight, None))
+    return block.bn(block.conv._conv_forward(x, _online_weight(block), None))
+
+
+@torch.compiler.disable  # dispatch by type is not for a graph; what it costs does not depend on the image
+def _online_weight(block: Conv_C3) -> Tensor:
+    weight = block.conv.weight
+    kind = weight.device.type
+    exactly = torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+    with differentiable(), exactly:
+        return _before_norm(block).weight.to(weight.dtype)
 
 
 def _normalized_sum_kernel(block: Conv_C3) -> Kernel:

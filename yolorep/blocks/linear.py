@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from yolorep.algebra import Kernel
 from yolorep.errors import BlockError
-from yolorep.fold import exact, kernel_of, sum_of
+from yolorep.fold import children_kernels, exact, kernel_of, sum_of
 
 Pair = tuple[int, int]
 MAPS = ("average", "select", "interpolate")
@@ -108,7 +110,7 @@ class Scale(nn.Module):
         self.weight = nn.Parameter(torch.full((channels,), value, **place))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.weight[:, None, None]
+        return x * self.weight.to(x.dtype)[:, None, None]
 
     def extra_repr(self) -> str:
         return str(len(self.weight))
@@ -120,34 +122,40 @@ def _(module: Scale) -> Kernel:
     return Kernel(weight[:, None, None, None], torch.zeros_like(weight), groups=len(weight))
 
 
-class BNPad2d(nn.BatchNorm2d):
+class BNPad2d(nn.Module):
     """Batch normalization that also pads, with the value that it gives to zero: beta - mean * gamma / sigma.
 
     Between a 1x1 and a kxk convolution it takes the place of "batch norm, then zero padding", which cannot be folded
     exactly because the border would lack the bias (arXiv 2103.13425, section 3.3).
+
+    The batch norm is a layer inside, not this one's own class, so that hosts find it: to set its eps and momentum, or
+    to make it a `SyncBatchNorm`.
     """
 
-    running_mean: Tensor
-    running_var: Tensor
-
-    def __init__(self, num_features: int, padding: int | Pair, **options: Any) -> None:
-        super().__init__(num_features, **options)
+    def __init__(self, bn: _BatchNorm, padding: int | Pair) -> None:
+        super().__init__()
+        self.bn = bn
         self.padding = (padding, padding) if isinstance(padding, int) else padding
 
     def forward(self, x: Tensor) -> Tensor:
-        y = super().forward(x)
-        border = -self.running_mean / torch.sqrt(self.running_var + self.eps)
-        if self.affine:
-            border = border * self.weight + self.bias
+        y = self.bn(x)
         rows, cols = self.padding
-        framed = F.pad(y - border[:, None, None], (cols, cols, rows, rows))
-        return framed + border[:, None, None]
+        border = self._border().to(y.dtype)[:, None, None]
+        return F.pad(y - border, (cols, cols, rows, rows)) + border
+
+    def _border(self) -> Tensor:
+        bn: Any = self.bn
+        border = -bn.running_mean / torch.sqrt(bn.running_var + bn.eps)
+        return border * bn.weight + bn.bias if bn.affine else border
+
+    def extra_repr(self) -> str:
+        return f"padding={self.padding}"
 
 
 @kernel_of.register
 def _(module: BNPad2d) -> Kernel:
-    kernel = kernel_of.dispatch(nn.BatchNorm2d)(module)
-    return Kernel(kernel.weight, kernel.bias, padding=module.padding, groups=kernel.groups)
+    kernel = children_kernels([("bn", module.bn)])[0][1]
+    return replace(kernel, padding=module.padding, moments=None)
 
 
 def _channel_matrix(c1: int, c2: int, mode: str) -> Tensor:

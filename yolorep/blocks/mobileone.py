@@ -9,14 +9,11 @@ from torch import nn
 
 from yolorep.blocks.registry import register_block
 from yolorep.blocks.site import Site
-from yolorep.errors import BlockError
 
 
 @register_block("mobileone")
 def mobileone(site: Site, *, branches: int = 4) -> dict[str, nn.Module]:
     """MobileOne: `branches` convolutions of the dense one's size, itself included, a 1x1 scale branch and identity."""
-    if branches < 1:
-        raise BlockError(f"mobileone(branches={branches}): accepted: at least 1, the dense convolution itself")
     size = site.conv.kernel_size
     again = {f"branch_conv{i}": site.conv_bn(size, site.padding_of(size)) for i in range(2, branches + 1)}  # type: ignore[arg-type]
     scale = {} if site.pointwise else {"branch_1x1": site.conv_bn(1, site.border)}

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from yolorep.blocks.conv_c3 import Conv_C3
 
+TINY = 1e-12  # under a sum of squared scales that may be zero in a channel that is pruned
+
 
 def equivalent_l2(model: nn.Module) -> Tensor:
     """The squared norm of the equivalent kernels of every RepVGG block in `model`, a scalar to add to a loss.
@@ -28,7 +30,9 @@ def _penalty(block: Conv_C3) -> Tensor:
     dense, scale, small_scale = block.conv.weight, _scale(block.bn), _scale(small.bn)
     height, width = (size // 2 for size in block.conv.kernel_size)
     centre = dense[:, :, height : height + 1, width : width + 1]
-    together = (centre * scale + small.conv.weight * small_scale).square() / (scale.square() + small_scale.square())
+    together = (centre * scale + small.conv.weight * small_scale).square() / (
+        scale.square() + small_scale.square()
+    ).clamp_min(TINY)
     return dense.square().sum() - centre.square().sum() + together.sum()
 
 

@@ -69,14 +69,15 @@ def block_of(spec: str) -> Block:
     Raises:
         BlockError: no block of that name, or an option that it does not take.
     """
-    match = re.fullmatch(r"(\w+)(\(.*\))?", spec.strip()) if isinstance(spec, str) else None
+    match = re.fullmatch(r"(\w+)(\(.*)?", spec.strip()) if isinstance(spec, str) else None
     if match is None or match[1] not in BLOCKS:
         raise BlockError(f"block {spec!r} is unknown; accepted: {', '.join(sorted(BLOCKS))}")
     block = BLOCKS[match[1]]
     given = _options(spec, match[2] or "()")
     for key, value in given.items():
         default = block.options.get(key)
-        if default is None or type(value) is not type(default) or value < 0:
+        small = isinstance(value, (int, float)) and value < 1
+        if default is None or type(value) is not type(default) or small:
             takes = ", ".join(f"{k}={v!r}" for k, v in block.options.items()) or "no option"
             raise BlockError(f"block {spec!r}: {key}={value!r} is not accepted; {match[1]} takes {takes}")
     return Block(partial(block.declare, **given), block.law) if given else block
@@ -94,8 +95,9 @@ def check_options(block: str, identity: str) -> None:
 def _options(spec: str, arguments: str) -> dict[str, Any]:
     try:
         call: Any = ast.parse(f"_{arguments}", mode="eval").body
-        if call.args:
+        given = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
+        if call.args or not isinstance(call.func, ast.Name) or len(given) < len(call.keywords):
             raise ValueError
-        return {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
+        return given
     except (SyntaxError, ValueError, AttributeError):
         raise BlockError(f"block {spec!r}: options are written as in 'mobileone(branches=6)'") from None

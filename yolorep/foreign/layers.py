@@ -108,10 +108,7 @@ def _norm_act(module: Any) -> nn.Module:
 @layer("BNAndPadLayer")
 def _norm_and_pad(module: Any) -> nn.Module:
     """The padding batch norm of the Diverse Branch Block."""
-    norm = BNPad2d(module.bn.num_features, module.pad_pixels, eps=module.bn.eps, device="meta")
-    norm._parameters, norm._buffers = module.bn._parameters, module.bn._buffers
-    norm.affine = module.bn.affine
-    return norm.train(module.bn.training)
+    return BNPad2d(module.bn, module.pad_pixels)
 
 
 @layer("IdentityBasedConv1x1")
