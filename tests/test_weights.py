@@ -164,6 +164,10 @@ def renamed(state: dict[str, Tensor], old: str, new: str) -> dict[str, Tensor]:
     return {key.replace(old, new): value for key, value in state.items()}
 
 
+def without(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key: value for key, value in state.items() if not key.startswith(prefix)}
+
+
 # (what is done to the state dict, the YAML, what the error says)
 REFUSED = {
     "another depth": (lambda s: s, "repvgg-b0.yaml", "it has 22 RepVGG blocks, the model has 28"),
@@ -178,7 +182,7 @@ REFUSED = {
         "the model has no model.0.act.0.fc1.weight",
     ),
     "a branch lost": (
-        lambda s: {k: v for k, v in s.items() if not k.startswith("stem.conv_1x1")},
+        lambda s: without(s, "stem.conv_1x1"),
         "repvgg-a0.yaml",
         "it has nothing for model.0.branch_1x1.conv.weight",
     ),
@@ -192,6 +196,17 @@ REFUSED = {
         "repvgg-a0.yaml",
         "neither linear.weight nor head.fc.weight",
     ),
+    "no classes": (
+        lambda s: {**s, "head.fc.weight": torch.tensor(1.0)},
+        "repvgg-a0.yaml",
+        r"head.fc.weight is \(\) in .*in.pth; accepted: \(classes, features\)",
+    ),
+    "a folded block without its bias": (
+        lambda s: {**without(s, "stem."), "stem.reparam_conv.weight": s["stem.conv_kxk.conv.weight"]},
+        "repvgg-a0.yaml",
+        "it has nothing for model.0.bn.bias",
+    ),
+    "names that are numbers": (lambda s: {0: torch.zeros(3)}, "repvgg-a0.yaml", "holds no state dict"),
     "a value": (lambda s: {**s, "epoch": 3}, "repvgg-a0.yaml", "holds no state dict"),
     "a detector": (lambda s: s, "yolov5n-rep.yaml", "it has 22 RepVGG blocks, the model has 28"),
 }

@@ -75,7 +75,9 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} is not a state dict written by torch.save") from None
     for key in ("state_dict", "model"):
         content = content.get(key, content) if isinstance(content, dict) else content
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+    if not isinstance(content, dict) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
+    ):
         raise CheckpointError(f"{path} holds no state dict, which maps names to tensors")
     return {key.removeprefix("module."): value for key, value in content.items()}  # module.: of DataParallel
 
@@ -97,17 +99,26 @@ def rep_state_dict(foreign: Mapping[str, Tensor], model: nn.Module) -> dict[str,
     head = f"model.{len(model.model) - 1}.linear."  # type: ignore[arg-type]
     result = {_renamed(key, ours, head): value for key, value in foreign.items()}
     folded = {ours[match["block"]] for match in map(BLOCK.fullmatch, foreign) if match and "reparam" in match["part"]}
-    for name in folded:
+    for name in sorted(folded):
+        if f"{name}.bn.bias" not in result:
+            raise CheckpointError(f"it has nothing for {name}.bn.bias")
         result |= _neutral(f"{name}.bn.", blocks[name].bn.eps, result[f"{name}.bn.bias"])
     _check(result, model, absent=tuple(f"{name}.branch_" for name in folded))
     return result
 
 
 def _classes(state: Mapping[str, Tensor], source: Path) -> int:
-    """The number of rows of the last layer's weight."""
-    for head in HEADS:
-        if f"{head}weight" in state:
-            return len(state[f"{head}weight"])
+    """The number of rows of the last layer's weight.
+
+    Raises:
+        CheckpointError: there is no such weight, or it has no rows.
+    """
+    for name in (f"{head}weight" for head in HEADS):
+        if name in state:
+            shape = tuple(state[name].shape)
+            if len(shape) != 2 or not shape[0]:
+                raise CheckpointError(f"{name} is {shape} in {source}; accepted: (classes, features)")
+            return shape[0]
     names = " nor ".join(f"{head}weight" for head in HEADS)
     raise CheckpointError(f"{source} has neither {names}; accepted: RepVGG's state dicts of its authors and of timm")
 
@@ -118,14 +129,15 @@ def _numbers(block: str) -> list[int]:
 
 
 def _renamed(key: str, ours: Mapping[str, str], head: str) -> str:
-    for theirs in HEADS:
-        if key.startswith(theirs):
-            return head + key.removeprefix(theirs)
-    match = BLOCK.fullmatch(key)
-    for *theirs_all, name in PARTS if match else ():
-        for theirs in theirs_all:
-            if match["part"].startswith(theirs):  # type: ignore[index]
-                return f"{ours[match['block']]}.{name}{match['part'].removeprefix(theirs)}"  # type: ignore[index]
+    """The name in our model. ours: the names of its blocks by theirs; head: how its last layer's names begin."""
+    for prefix in HEADS:
+        if key.startswith(prefix):
+            return head + key.removeprefix(prefix)
+    if match := BLOCK.fullmatch(key):
+        for *prefixes, name in PARTS:
+            for prefix in prefixes:
+                if match["part"].startswith(prefix):
+                    return f"{ours[match['block']]}.{name}{match['part'].removeprefix(prefix)}"
     raise CheckpointError(f"{key!r} is not a name in RepVGG's state dicts of its authors or of timm")
 
 
