@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,12 @@ REFUSED = {
     "output exists": ({"cat": 3, "dog": 3}, "", 0.2, "exists; choose the name of a new folder"),
     "output inside": ({"cat": 3, "dog": 3}, "in/out", 0.2, "is inside .*in, where it would be one more class"),
     "output nowhere": ({"cat": 3, "dog": 3}, "no/out", 0.2, "no is not a folder; create it first"),
+    "output where no file can be": (
+        {"cat": 3, "dog": 3},
+        "/proc/zz",
+        0.2,
+        "cannot be split into /proc/zz: No such file",
+    ),
     "no val": ({"cat": 3, "dog": 3}, "out", 0.0, "--val 0 leaves a part empty"),
 }
 
@@ -82,6 +89,24 @@ def test_an_empty_class_and_a_missing_folder_are_refused(tmp_path: Path) -> None
         split_folder(tmp_path / "in", tmp_path / "out")
     with pytest.raises(UsageError, match="is not a folder; accepted: a folder that holds"):
         split_folder(tmp_path / "none", tmp_path / "out")
+
+
+@pytest.mark.parametrize("fault", ["an image that is gone", "a full disk"])
+def test_split_that_fails_on_the_way_leaves_nothing(fault: str, tmp_path: Path) -> None:
+    source = folder(tmp_path / "in", cat=9, dog=9)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if fault == "a full disk":
+        (source / "dog" / "3.jpg").write_bytes(bytes(100_000))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    else:
+        (source / "dog" / "x.jpg").symlink_to(tmp_path / "gone.jpg")
+    says = "No such file or directory" if fault == "an image that is gone" else "File too large"
+    try:
+        with pytest.raises(UsageError, match=rf"in cannot be split into .*out: {says} .*dog"):
+            split_folder(source, tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [p.name for p in tmp_path.iterdir()] == ["in"]
 
 
 def test_command_tells_the_counts_and_what_is_wrong(tmp_path: Path) -> None:

@@ -33,24 +33,18 @@ def split_folder(source: Path, out: Path, *, val: float = 0.2, seed: int = 0, li
         The number of images in both parts, by class.
 
     Raises:
-        UsageError: `source` is not one folder a class, two classes and two images of each at least, or `out` exists.
+        UsageError: `source` is not one folder a class, two classes and two images of each at least, `out` exists, or
+            an image cannot be read or written.
     """
     if not 0 < val < 1:
         raise UsageError(f"--val {val:g} leaves a part empty; accepted: a share between 0 and 1, such as 0.2")
-    images = class_images(source)
-    _check_target(source, out)
-    counts = {}
-    with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as folder:
-        staged = Path(folder) / out.name
-        for name, files in images.items():
-            random.Random(f"{seed} {name}").shuffle(files)
-            count = min(max(round(len(files) * val), 1), len(files) - 1)
-            counts[name] = Counts(len(files) - count, count)
-            for part, chosen in (("val", files[:count]), ("train", files[count:])):
-                for file in chosen:
-                    _place(file, staged / part / file.relative_to(source), link=link)
-        os.rename(staged, out)
-    return counts
+    try:
+        images = class_images(source)
+        _check_target(source, out)
+        return _write(images, source, out, val=val, seed=seed, link=link)
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        raise UsageError(f"{source} cannot be split into {out}: {error.strerror or error}{where}") from None
 
 
 def class_images(source: Path) -> dict[str, list[Path]]:
@@ -85,6 +79,23 @@ def _check_target(source: Path, out: Path) -> None:
         raise UsageError(f"{out.parent} is not a folder; create it first")
     if out.resolve().is_relative_to(source.resolve()):
         raise UsageError(f"{out} is inside {source}, where it would be one more class; choose another place")
+
+
+def _write(
+    images: dict[str, list[Path]], source: Path, out: Path, *, val: float, seed: int, link: bool
+) -> dict[str, Counts]:
+    counts = {}
+    with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as folder:
+        staged = Path(folder) / out.name
+        for name, files in images.items():
+            random.Random(f"{seed} {name}").shuffle(files)
+            count = min(max(round(len(files) * val), 1), len(files) - 1)
+            counts[name] = Counts(len(files) - count, count)
+            for part, chosen in (("val", files[:count]), ("train", files[count:])):
+                for file in chosen:
+                    _place(file, staged / part / file.relative_to(source), link=link)
+        os.rename(staged, out)
+    return counts
 
 
 def _place(file: Path, target: Path, *, link: bool) -> None:
