@@ -108,9 +108,21 @@ def test_verify_finds_a_changed_classifier(trained: Path) -> None:
     assert changed > 1e-3
 
 
-def test_verify_says_which_folder_is_missing(trained: Path) -> None:
-    printed = yolorep("verify", "best.pt", "deployed.pt", "--data", "none", cwd=trained, code=2)
-    assert "none is not a folder; accepted: a folder with train and val" in printed
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        ("none", "none is not a folder"),
+        ("empty", "empty cannot be validated with: "),
+        ("data/val/red", "data/val/red cannot be validated with: "),
+    ],
+)
+def test_verify_says_which_folder_is_wrong(data: str, says: str, trained: Path) -> None:
+    (trained / "empty").mkdir(exist_ok=True)
+    printed = yolorep("verify", "best.pt", "deployed.pt", "--data", data, "--imgsz", SIZE, cwd=trained, code=2)
+    assert "Traceback" not in printed
+    told = printed.strip().splitlines()[-1]
+    assert told.startswith(f"yolorep: {says}")
+    assert "accepted: a folder with train and val" in told
 
 
 def test_torchscript_runs_with_torch_alone(trained: Path) -> None:

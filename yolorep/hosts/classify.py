@@ -79,14 +79,18 @@ def accuracy(checkpoint: Path, data: Path, *, imgsz: int) -> tuple[float, float]
     """(top-1, top-5) of a checkpoint as it is stored, by ultralytics' own validation.
 
     Raises:
-        VerifyError: no such folder.
+        VerifyError: no such folder, or nothing in it that ultralytics can validate with.
     """
+    accepted = "accepted: a folder with train and val, as `yolorep split` makes it"
     if not data.is_dir():
-        raise VerifyError(f"{data} is not a folder; accepted: a folder with train and val, as `yolorep split` makes it")
+        raise VerifyError(f"{data} is not a folder; {accepted}")
     from ultralytics import YOLO
 
     model = YOLO(checkpoint)
     with TemporaryDirectory() as folder, unfused():
         options = {"imgsz": imgsz, "workers": 0, "plots": False, "verbose": False}
-        metrics: Any = model.val(data=str(data), project=folder, **options)
+        try:
+            metrics: Any = model.val(data=str(data), project=folder, **options)
+        except (OSError, RuntimeError, ValueError, LookupError) as error:  # what it raises for folders of another kind
+            raise VerifyError(f"{data} cannot be validated with: {str(error).splitlines()[0]}; {accepted}") from None
     return float(metrics.top1), float(metrics.top5)
