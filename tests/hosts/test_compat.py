@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 from tests.helpers import run_python
+from yolorep.hosts.tree import LANDMARKS
 
 HIDE = """
 import sys
@@ -66,3 +69,22 @@ def test_compat_stands_in_for_functions_that_are_gone() -> None:
         "print(np.trapz([0, 1, 2], [0, 1, 2]), np.int('3'))\n"
     )
     assert run_python(code).split() == ["2.0", "3"]
+
+
+def test_compat_names_what_a_tree_needs_and_is_not_installed(tmp_path: Path) -> None:
+    for name in LANDMARKS:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "models" / "yolo.py").write_text("import nonesuch_frames as frames\n")
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from yolorep.errors import HostError\n"
+        "from yolorep.hosts.compat import tree_modules\n"
+        "try:\n"
+        "    tree_modules(Path(sys.argv[1]), 'models.common')\n"
+        "except HostError as error:\n"
+        "    print(error)\n"
+    )
+    printed = run_python(code, tmp_path, cwd=tmp_path).strip().splitlines()[-1]
+    assert printed.startswith(f"{tmp_path} cannot be imported: No module named 'nonesuch_frames'")

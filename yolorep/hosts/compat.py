@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from yolorep.errors import HostError
 from yolorep.hosts.offline import go_offline, keep_tree_offline
 from yolorep.hosts.tree import check_unmixed, find_tree
 
@@ -52,9 +53,17 @@ def make_runnable(repo: Path | None = None) -> Path:
 
 
 def tree_modules(repo: Path | None, *names: str) -> list[ModuleType]:
-    """Modules of a YOLOv5 tree, by the names that they have in a checkout; the tree is made runnable first."""
-    published = "yolov5." if (make_runnable(repo) / "__init__.py").is_file() else ""
-    return [import_module(published + name) for name in ("models.yolo", *names)][1:]
+    """Modules of a YOLOv5 tree, by the names that they have in a checkout; the tree is made runnable first.
+
+    Raises:
+        HostError: there is no such tree, another one is already imported, or it needs a module that is not here.
+    """
+    tree = make_runnable(repo)
+    published = "yolov5." if (tree / "__init__.py").is_file() else ""
+    try:
+        return [import_module(published + name) for name in ("models.yolo", *names)][1:]
+    except ImportError as error:
+        raise HostError(f"{tree} cannot be imported: {error}; install what its requirements.txt lists") from None
 
 
 def stand_in() -> None:
