@@ -31,8 +31,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from yolorep.bench.command import check_folder
 from yolorep.bench.report import machine
-from yolorep.bench.run import LAYOUTS, Settings, best_device
+from yolorep.bench.run import LAYOUTS, Settings, best_device, checked
 from yolorep.bench.training import COMPILED, DEPLOYED, JOINT, SEPARATE, STOCK, Cost, Shape, cost
 from yolorep.errors import YolorepError
 
@@ -55,21 +56,21 @@ def main() -> None:
     console = Console()
     settings = Settings(device=options.device, rounds=options.rounds, threads=options.threads)
     try:
-        costs = measured(options, console)
+        check_folder(options.out)
+        costs = measured(options, checked(settings), console)
     except YolorepError as error:
         sys.exit(f"{parser.prog}: {error}")
     console.print(table(costs))
     console.print("wrote", *map(str, write(costs, settings, options.out / options.name)))
 
 
-def measured(options: argparse.Namespace, console: Console) -> list[Cost]:
+def measured(options: argparse.Namespace, device: torch.device, console: Console) -> list[Cost]:
     """Every block at every shape in every layout."""
     shapes = [Shape.of(text) for text in options.shapes]
     torch.set_num_threads(options.threads or torch.get_num_threads())
     costs = []
     for block, shape, layout in product(options.blocks, shapes, options.layouts):
         with console.status(f"{block}, {shape}, {layout}"):
-            device = torch.device(options.device)
             costs.append(cost(block, shape, layout, device, options.rounds, compiled=options.compile))
     return costs
 

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from torch.fx.experimental import optimization
 from typer.testing import CliRunner
 
 from tests.helpers import assert_same, randomize_, relative_error
@@ -120,6 +121,23 @@ def test_forms_of_a_torchvision_classifier_are_what_they_are_called(name: str) -
     assert relative_error(forms[UNFUSED](x), forms[DEPLOYED](x)) < SIXTY_LAYERS
 
 
+@pytest.mark.parametrize("name", ["maxvit_t", "vit_b_32"])
+def test_a_classifier_of_one_size_is_timed_at_it_by_default(name: str, tmp_path: Path) -> None:
+    result = invoke(app, ["bench", f"torchvision:{name}", "--rounds", "2", "--device", "cpu", "--out", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    (run,) = json.loads((tmp_path / "bench.json").read_text())["results"]
+    assert (run["what"], run["size"]) == (name, 224)
+
+
+def test_a_classifier_that_cannot_be_folded_is_told_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(model: nn.Module) -> None:
+        raise torch.fx.proxy.TraceError("symbolically traced variables cannot be used\nas inputs")
+
+    monkeypatch.setattr(optimization, "fuse", refuse)
+    with pytest.raises(UsageError, match=r"squeezenet1_1 of torchvision cannot be .*: symbolically traced .* used$"):
+        of_name("torchvision:squeezenet1_1")
+
+
 def test_models_beside_are_timed_in_the_same_rounds(tmp_path: Path) -> None:
     arguments = ["torchvision:squeezenet1_1", "--beside", "torchvision:resnet18", "--imgsz", "32", "--rounds", "2"]
     result = invoke(app, ["bench", *arguments, "--threads", "1", "--out", str(tmp_path)])
@@ -173,8 +191,14 @@ def test_forms_run_in_the_precision_and_layout_asked_for() -> None:
         (["nonesuch.yaml"], "nonesuch.yaml is neither a file nor a model YAML"),
         (["nonesuch.pt"], "nonesuch.pt does not exist"),
         (["repvgg", "nonesuch"], "'nonesuch' is neither"),
+        (["nonesuch(branches=6)"], r"'nonesuch\(branches=6\)' is neither"),
+        (
+            ["mobileone(branch=6)"],
+            r"block 'mobileone\(branch=6\)': branch=6 is not accepted; mobileone takes branches=4",
+        ),
         (["torchvision:resnet19"], "torchvision has no classifier 'resnet19'; accepted: .*resnet18"),
         (["repvgg", "--beside", "torchvision:resnet18"], "resnet18 takes 3 channels and repvgg 64"),
+        (["torchvision:vit_b_32", "--imgsz", "64"], "vit_b_32, batch 1, 64 px, .*cannot run it: Wrong image height"),
         (["yolov5n-rep.yaml", "--imgsz", "100"], "multiples of 32, not 100"),
         (["repvgg", "--device", "nonesuch"], "device 'nonesuch' is not here; accepted: cpu"),
         (["repvgg", "--device", "cuda:99"], "device 'cuda:99' is not here"),
@@ -226,6 +250,17 @@ def test_command_writes_the_record_and_the_plot(tmp_path: Path) -> None:
     ]
     assert all(len(form["seconds"]) == 3 for r in record["results"] for form in r["forms"].values())
     assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_block_is_timed_with_its_options(tmp_path: Path) -> None:
+    arguments = ["mobileone(branches=2)", "--channels", "8", "--rounds", "2", "--threads", "1", "--out", str(tmp_path)]
+    result = invoke(app, ["bench", *arguments])
+    assert result.exit_code == 0, result.output
+    runs = json.loads((tmp_path / "bench.json").read_text())["results"]
+    assert [(run["what"], run["size"], run["layout"]) for run in runs] == [
+        ("mobileone(branches=2)", 64, "contiguous"),
+        ("mobileone(branches=2)", 64, "channels_last"),
+    ]
 
 
 def test_command_writes_to_a_folder_of_its_own_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

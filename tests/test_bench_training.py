@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from tests.helpers import ROOT
+from tests.processes import run
 from yolorep.bench.training import DEPLOYED, JOINT, SEPARATE, STOCK, Shape, cost, forms_of
 from yolorep.errors import UsageError
 
@@ -35,3 +39,31 @@ def test_shape_refuses(text: str) -> None:
     with pytest.raises(UsageError, match="8x64x64"):
         Shape.of(text)
     assert str(Shape.of("8x64x32")) == "8x64x32"
+
+
+# Runs a script of benchmarks/ with the arguments that follow it.
+SCRIPT = """
+import runpy, sys
+del sys.argv[0]
+sys.path.insert(0, sys.argv[0].rpartition("/")[0])
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--device", "nonesuch"], "device 'nonesuch' is not here; accepted: cpu"),
+        (["--device", "cuda:99"], "device 'cuda:99' is not here"),
+        (["--device", "cpu", "--rounds", "1"], "accepted: at least 2 rounds"),
+        (["--device", "cpu", "--threads", "-1"], "accepted: at least 2 rounds, and batch, size and threads of"),
+        (["--device", "cpu", "--out", "file/below"], "file/below cannot be written to"),
+        (["nonesuch", "--device", "cpu"], "block 'nonesuch' is unknown"),
+    ],
+)
+def test_script_says_what_is_wrong(arguments: list[str], says: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    script = ROOT / "benchmarks" / "training.py"
+    printed = run(SCRIPT, script, *arguments, "--shapes", "1x8x8", cwd=tmp_path, code=1)
+    assert "Traceback" not in printed
+    assert says in printed.strip().splitlines()[-1]

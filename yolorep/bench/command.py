@@ -12,11 +12,10 @@ from rich.progress import Progress
 
 from yolorep.bench.report import table, write
 from yolorep.bench.run import LAYOUTS, Result, Settings, bench
-from yolorep.bench.subjects import Subjects, beside, of_name
-from yolorep.blocks import BLOCKS
+from yolorep.bench.subjects import TORCHVISION, Subjects, beside, is_block, of_name
 from yolorep.errors import UsageError
 
-MODEL_SIZES, BLOCK_SIZES = (640,), (64,)
+MODEL_SIZES, CLASSIFIER_SIZES, BLOCK_SIZES = (640,), (224,), (64,)
 
 
 def run(
@@ -33,24 +32,30 @@ def run(
     """Benchmark every name in `whats`, print the table and, with a `stem`, write `stem`.json and `stem`.png.
 
     others: names whose deployed form is timed beside each of them, in the same rounds.
-    sizes: pixels; by default 640 for a model and 64 for a block. A block is timed in both memory formats.
+    sizes: pixels; by default `default_sizes`. A block is timed in both memory formats.
 
     Raises:
         YolorepError: a name, a setting or the folder is not accepted; all is looked up first.
     """
     if stem is not None:
-        _check_folder(stem.parent)
+        check_folder(stem.parent)
     company = [of_name(other, channels=channels, repo=repo) for other in others]
     subjects = [(what, beside(of_name(what, channels=channels, repo=repo), company)) for what in whats]
     results: list[Result] = []
     for what, subject in subjects:
-        block = what in BLOCKS
-        mine = replace(settings, sizes=tuple(sizes) or (BLOCK_SIZES if block else MODEL_SIZES))
-        results += timed(subject, replace(mine, layouts=tuple(LAYOUTS)) if block else mine, console)
+        mine = replace(settings, sizes=tuple(sizes) or default_sizes(what))
+        results += timed(subject, replace(mine, layouts=tuple(LAYOUTS)) if is_block(what) else mine, console)
     console.print(table(results, settings))
     if stem is not None:
         console.print("wrote", *map(str, write(results, settings, stem)))
     return results
+
+
+def default_sizes(what: str) -> tuple[int, ...]:
+    """Pixels at which `what` is timed where none are asked for."""
+    if is_block(what):
+        return BLOCK_SIZES
+    return CLASSIFIER_SIZES if what.startswith(TORCHVISION) else MODEL_SIZES
 
 
 def timed(subject: Subjects, settings: Settings, console: Console) -> list[Result]:
@@ -64,7 +69,10 @@ def timed(subject: Subjects, settings: Settings, console: Console) -> list[Resul
         return bench(subject, settings, watch=watch)
 
 
-def _check_folder(folder: Path) -> None:
+def check_folder(folder: Path) -> None:
+    """Raises:
+    UsageError: results cannot be written to `folder`, nor can it be made.
+    """
     nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise UsageError(f"{folder} cannot be written to; accepted for --out: a folder, or the name of a new one")

@@ -12,7 +12,7 @@ from itertools import product
 import torch
 from torch import nn
 
-from yolorep.bench.subjects import Subjects
+from yolorep.bench.subjects import Subjects, first_line
 from yolorep.bench.timing import Timing, interleave
 from yolorep.errors import UsageError
 
@@ -55,7 +55,10 @@ def bench(
     Raises:
         UsageError: a setting that is not accepted, or that the subject or the device cannot do.
     """
-    device = _checked(subjects, settings)
+    device = checked(settings)
+    for size in settings.sizes:
+        if size % subjects.stride:
+            raise UsageError(f"{subjects.name} takes sizes that are multiples of {subjects.stride}, not {size}")
     results = []
     with _conditions(settings):
         for precision, layout in product(settings.precisions, settings.layouts):
@@ -67,8 +70,11 @@ def bench(
                 calls = {form: partial(module, x) for form, module in forms.items()}
                 try:
                     timing = interleave(calls, settings.rounds, device, after_round=watch(name))
-                except RuntimeError as error:  # out of memory, or an operator that lacks the precision
-                    raise UsageError(f"{name}: {device} cannot run it: {str(error).splitlines()[0]}") from None
+                except (
+                    RuntimeError,
+                    AssertionError,
+                ) as error:  # out of memory, a precision, a size that it does not take
+                    raise UsageError(f"{name}: {device} cannot run it: {first_line(error)}") from None
                 results.append(Result(subjects.name, batch, size, precision, layout, timing))
     return results
 
@@ -82,16 +88,18 @@ def _placed(form: nn.Module, device: torch.device, precision: str, layout: str) 
     return deepcopy(form).to(device, PRECISIONS[precision]).to(memory_format=LAYOUTS[layout])  # type: ignore[call-overload]
 
 
-def _checked(subjects: Subjects, settings: Settings) -> torch.device:
+def checked(settings: Settings) -> torch.device:
+    """The device that the settings name.
+
+    Raises:
+        UsageError: a setting that is not accepted, or that the device cannot do.
+    """
     for name, accepted in (("precisions", PRECISIONS), ("layouts", LAYOUTS)):
         for value in getattr(settings, name):
             if value not in accepted:
                 raise UsageError(f"{name.removesuffix('s')} {value!r} is unknown; accepted: {', '.join(accepted)}")
     if settings.rounds < 2 or min(*settings.batches, *settings.sizes, settings.threads or 1) < 1:
         raise UsageError("accepted: at least 2 rounds, and batch, size and threads of at least 1")
-    for size in settings.sizes:
-        if size % subjects.stride:
-            raise UsageError(f"{subjects.name} takes sizes that are multiples of {subjects.stride}, not {size}")
     return _device(settings)
 
 

@@ -21,7 +21,7 @@ from yolorep.selection import rep_blocks
 from yolorep.surgery import deploy, dialect_of
 
 UNFUSED, DEPLOYED, STOCK, CONVOLUTION = "unfused", "deployed", "stock", "convolution"
-TORCHVISION = "torchvision:"
+TORCHVISION, TORCHVISION_PIXELS = "torchvision:", 224  # what its classifiers are trained with, and some accept alone
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,14 @@ class Subjects:
 def of_name(what: str, *, channels: int = 64, repo: Path | None = None) -> Subjects:
     """A block by its name, a model YAML by file name or path, a checkpoint by path, or `torchvision:MODEL`.
 
+    what: a block's name may have options: 'mobileone(branches=6)'.
     channels: in and out of a block. repo: the YOLOv5 tree to read a checkpoint of YOLOv5 with.
 
     Raises:
         UsageError: `what` is none of the four.
         CheckpointError, HostError, BlockError: it is one, but cannot be read or built.
     """
-    if what in BLOCKS:
+    if is_block(what):
         return of_block(what, channels)
     if what.startswith(TORCHVISION):
         return of_torchvision(what.removeprefix(TORCHVISION))
@@ -61,6 +62,11 @@ def of_name(what: str, *, channels: int = 64, repo: Path | None = None) -> Subje
     raise UsageError(
         f"{what!r} is neither a block ({blocks}) nor a model YAML nor a checkpoint (.pt) nor {TORCHVISION}MODEL"
     )
+
+
+def is_block(what: str) -> bool:
+    """Whether `what` is a block's name, with options after it or without."""
+    return what.partition("(")[0] in BLOCKS
 
 
 def of_block(block: str, channels: int) -> Subjects:
@@ -95,7 +101,7 @@ def of_torchvision(name: str) -> Subjects:
     """A classifier of torchvision with random weights: as it is, and with its batch norms folded.
 
     Raises:
-        UsageError: torchvision has no classifier of that name.
+        UsageError: torchvision has no classifier of that name, or its batch norms cannot be folded.
     """
     from torch.fx.experimental.optimization import fuse
     from torchvision import models
@@ -103,8 +109,12 @@ def of_torchvision(name: str) -> Subjects:
     accepted = models.list_models(module=models)
     if name not in accepted:
         raise UsageError(f"torchvision has no classifier {name!r}; accepted: {', '.join(accepted)}")
-    model = _settled(models.get_model(name, weights=None))
-    return Subjects(name, {UNFUSED: model, DEPLOYED: fuse(model)}, channels=3)
+    try:
+        model = _settled(models.get_model(name, weights=None), TORCHVISION_PIXELS)
+        fused = fuse(model)
+    except Exception as error:  # whatever its own code raises when it is run, and then traced
+        raise UsageError(f"{name} of torchvision cannot be built and folded: {first_line(error)}") from None
+    return Subjects(name, {UNFUSED: model, DEPLOYED: fused}, channels=3)
 
 
 def beside(subjects: Subjects, others: Sequence[Subjects]) -> Subjects:
@@ -125,6 +135,11 @@ def beside(subjects: Subjects, others: Sequence[Subjects]) -> Subjects:
     )
 
 
+def first_line(error: Exception) -> str:
+    """What an error says, without what follows in further lines."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def _stock(model: nn.Module) -> Any:
     """The model that the host builds when the YAML's rep names are replaced by the stock ones.
 
@@ -137,15 +152,18 @@ def _stock(model: nn.Module) -> Any:
     return stock
 
 
-def _settled(model: nn.Module) -> nn.Module:
-    """The model with statistics in its batch norms, so that signals neither die out nor become denormal numbers."""
+def _settled(model: nn.Module, pixels: int = 128) -> nn.Module:
+    """The model with statistics in its batch norms, so that signals neither die out nor become denormal numbers.
+
+    pixels: of the square images that the statistics are of.
+    """
     norms = [m for m in model.eval().modules() if isinstance(m, _BatchNorm)]
     momenta = [m.momentum for m in norms]
     for norm in norms:
         norm.train().momentum = 1.0
     if norms:
         with torch.no_grad():
-            model(torch.rand(2, 3, 128, 128, generator=torch.Generator().manual_seed(0)))
+            model(torch.rand(2, 3, pixels, pixels, generator=torch.Generator().manual_seed(0)))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     return model.eval()
