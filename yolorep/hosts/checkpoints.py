@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
+from uuid import uuid4
 
 import safer
 import torch
@@ -101,8 +102,10 @@ def save(checkpoint: Checkpoint, model: nn.Module, out: Path) -> None:
     """
     content = {key: None if key in OF_THE_RUN else value for key, value in checkpoint.content.items()}
     content["model"] = model
+    # Of a name of its own: a temporary file that the library names is for its owner's eyes only, and so would `out` be.
+    unfinished = out.with_name(f".{out.name}-{uuid4().hex}")
     try:
-        with safer.open(out, "wb", temp_file=True) as file:  # all of the file or none of it
+        with safer.open(out, "wb", temp_file=str(unfinished)) as file:  # all of the file or none of it
             torch.save(content, file)  # type: ignore[arg-type]
     except OSError as error:
         raise CheckpointError(f"{out} cannot be written: {error.strerror or error}") from None
