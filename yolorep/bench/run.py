@@ -70,10 +70,7 @@ def bench(
                 calls = {form: partial(module, x) for form, module in forms.items()}
                 try:
                     timing = interleave(calls, settings.rounds, device, after_round=watch(name))
-                except (
-                    RuntimeError,
-                    AssertionError,
-                ) as error:  # out of memory, a precision, a size that it does not take
+                except (RuntimeError, AssertionError) as error:  # memory, a precision, a size that it lacks or refuses
                     raise UsageError(f"{name}: {device} cannot run it: {first_line(error)}") from None
                 results.append(Result(subjects.name, batch, size, precision, layout, timing))
     return results

@@ -92,5 +92,6 @@ def accuracy(checkpoint: Path, data: Path, *, imgsz: int) -> tuple[float, float]
         try:
             metrics: Any = model.val(data=str(data), project=folder, **options)
         except (OSError, RuntimeError, ValueError, LookupError) as error:  # what it raises for folders of another kind
-            raise VerifyError(f"{data} cannot be validated with: {str(error).splitlines()[0]}; {accepted}") from None
+            reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+            raise VerifyError(f"{data} cannot be validated with: {reason}; {accepted}") from None
     return float(metrics.top1), float(metrics.top5)
