@@ -155,7 +155,7 @@ def bench(
     ],
     beside: Annotated[list[str] | None, typer.Option(help="WHAT to time deployed, in the same rounds.")] = None,
     batch: Annotated[list[int], typer.Option(help="Batch sizes: --batch 1 8.", min=1)] = [1],  # noqa: B006
-    imgsz: Annotated[list[int], typer.Option(help="Pixels: 640 for a model, 64 for a block.", min=1)] = [],  # noqa: B006
+    imgsz: Annotated[list[int], typer.Option(help="Pixels: 640, torchvision: 224, a block: 64.", min=1)] = [],  # noqa: B006
     precision: Annotated[list[Precision], typer.Option(help="Number formats.")] = [Precision.float32],  # noqa: B006
     channels_last: Annotated[bool, typer.Option("--channels-last", help="Time models in channels_last too.")] = False,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; a GPU if there is one.")] = None,
