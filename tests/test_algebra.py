@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from tests.helpers import assert_same
 from yolorep import FoldError
-from yolorep.algebra import Kernel, add, compose, has_values, regroup
+from yolorep.algebra import Kernel, add, has_values, regroup
+from yolorep.composition import compose
 
 SIZES = [(9, 11), (12, 8)]  # odd and even images
 

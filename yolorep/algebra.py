@@ -2,9 +2,9 @@ r"""The algebra of linear convolutional maps, on tensors only.
 
 A `Kernel` is the map ``y = W * x + b`` with its geometry (stride, padding, dilation, groups). Batch normalization in
 evaluation mode, identity, average pooling and channel maps are kernels too, so that whatever a block declares is
-reduced by three operations: `compose` (one after the other), `add` (side by side) and `over` (give channels to a map
-that is defined for any number of them). Every operation is exact: it raises `FoldError` where the result would differ
-anywhere, the border included.
+reduced by three operations: `compose` (one after the other: `yolorep.composition`), `add` (side by side) and `over`
+(give channels to a map that is defined for any number of them). Every operation is exact: it raises `FoldError` where
+the result would differ anywhere, the border included.
 
 Along one axis the taps of a kernel read the input at the *offsets* ``t * dilation - padding`` (t = 0 .. k-1) from
 ``position * stride``. Adding two kernels unites their offsets; composing them adds the offsets.
@@ -15,9 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import reduce
-from itertools import product
 from math import gcd
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -82,38 +80,6 @@ class Kernel:
         )
 
 
-def compose(first: Kernel, second: Kernel) -> Kernel:
-    """The kernel of ``second(first(x))``.
-
-    The second map pads the *output* of the first. That equals padding the input only where the first is pointwise and
-    maps zero to zero (zero padding), or is pointwise at stride 1 (reflecting, replicating or circular padding).
-
-    Raises:
-        FoldError: the channels do not meet, or the border would not be exact.
-    """
-    if first.groups or second.groups:
-        first = first.over(second.in_channels)
-        second = second.over(first.out_channels)
-    if first.out_channels != second.in_channels:
-        raise FoldError(f"a map to {first.out_channels} channels is followed by one from {second.in_channels}")
-    mode = _composed_padding_mode(first, second)
-    rows, cols = (_composed_axis(first, second, axis) for axis in (0, 1))
-    w1, w2, merged = _aligned(first, second)
-    through = w2.sum((-2, -1)) @ first.bias.reshape(*w1.shape[:3], 1)
-    # A first kernel with finer groups gives each of them a part of every output; the parts of the bias add up.
-    through = through.sum(1) if merged.finer_first else through
-    return Kernel(
-        merged(_composed_weight(w1, w2, rows, cols)),
-        through.flatten() + second.bias,
-        stride=_pair(lambda a: first.stride[a] * second.stride[a]),
-        padding=_pair(lambda a: first.padding[a] + first.stride[a] * second.padding[a]),
-        dilation=(rows.dilation, cols.dilation),
-        groups=gcd(first.groups, second.groups),
-        padding_mode=mode,
-        moments=second.moments,
-    )
-
-
 def add(kernels: list[Kernel]) -> Kernel:
     """The kernel of ``sum(k(x) for k in kernels)``.
 
@@ -133,7 +99,7 @@ def add(kernels: list[Kernel]) -> Kernel:
         raise FoldError(f"branches pad the border differently: {sorted(modes)}")
     groups = gcd(*(k.groups for k in kernels)) if sized is not None else 0
     grid = [_union_axis(kernels, axis) for axis in (0, 1)]
-    padding, dilation = _pair(lambda a: grid[a][1]), _pair(lambda a: grid[a][2])
+    padding, dilation = pair(lambda a: grid[a][1]), pair(lambda a: grid[a][2])
     weights = [regroup(k, groups) for k in kernels]
     size = (grid[0][0], grid[1][0])
     whole = [weight for weight in weights if weight.shape[2:] == size]
@@ -166,101 +132,9 @@ def has_values(tensor: Tensor) -> bool:
     return not tensor.is_meta and not isinstance(tensor, FakeTensor)
 
 
-def _pair(value: Callable[[int], int]) -> Pair:
+def pair(value: Callable[[int], int]) -> Pair:
+    """What `value` gives for the height's axis and for the width's."""
     return value(0), value(1)
-
-
-class _ComposedAxis(NamedTuple):
-    """The taps of a composed kernel along one axis: how many, and how far apart the taps of either part lie in them."""
-
-    taps: int
-    step1: int
-    step2: int
-    dilation: int
-
-    def of_first(self, tap2: int, size1: int) -> slice:
-        """Where the first kernel's `size1` taps lie, as read by one tap of the second."""
-        start = tap2 * self.step2
-        return slice(start, start + (size1 - 1) * self.step1 + 1, self.step1)
-
-
-@dataclass(frozen=True)
-class _Merged:
-    """How a composed weight (groups, parts, out, in, kh, kw) is read as (out, in // groups, kh, kw).
-
-    finer_first: whether the parts are groups of the first kernel (of its input), or of the second (of its output).
-    """
-
-    finer_first: bool
-
-    def __call__(self, weight: Tensor) -> Tensor:
-        if self.finer_first:
-            return weight.transpose(1, 2).flatten(2, 3).flatten(0, 1)
-        return weight.flatten(0, 2)
-
-
-def _aligned(first: Kernel, second: Kernel) -> tuple[Tensor, Tensor, _Merged]:
-    """Both weights as (groups, parts, out, in, kh, kw), the second's in being the first's out, in each group and part.
-
-    A depthwise kernel before or after a dense one is thus composed channel by channel, without the zeros between.
-    """
-    if not first.groups:
-        return first.weight[None, None], second.weight[None, None], _Merged(False)
-    groups = gcd(first.groups, second.groups)
-    parts1, parts2 = first.groups // groups, second.groups // groups
-    w1, w2 = first.weight, second.weight
-    if parts1 > 1 and parts2 > 1:  # neither's groups are whole groups of the other
-        w1, parts1 = regroup(first, groups), 1
-    w1 = w1.reshape(groups, parts1 * parts2, -1, *w1.shape[1:])
-    if parts1 == 1:
-        return w1, w2.reshape(groups, parts2, -1, *w2.shape[1:]), _Merged(False)
-    w2 = w2.reshape(groups, -1, parts1, w2.shape[1] // parts1, *w2.shape[2:]).transpose(1, 2)
-    return w1, w2, _Merged(True)
-
-
-def _composed_weight(w1: Tensor, w2: Tensor, rows: _ComposedAxis, cols: _ComposedAxis) -> Tensor:
-    """(..., out, in, height, width) from (..., mid, in, kh1, kw1) followed by (..., out, mid, kh2, kw2)."""
-    (height1, width1), (height2, width2) = w1.shape[-2:], w2.shape[-2:]
-    if w1.shape[2] == 1 and 1 in (height1 * width1, height2 * width2):
-        return w2 * w1
-    if height1 * width1 == 1 and height2 * width2 > 1:
-        return torch.einsum("gpomhw,gpmc->gpochw", w2, w1[..., 0, 0])
-    if height2 * width2 == 1:
-        return torch.einsum("gpom,gpmchw->gpochw", w2[..., 0, 0], w1)
-    weight = w1.new_zeros(*w2.shape[:3], w1.shape[3], rows.taps, cols.taps)
-    for i, j in product(range(height2), range(width2)):
-        read = torch.einsum("gpom,gpmchw->gpochw", w2[..., i, j], w1)
-        weight[..., rows.of_first(i, height1), cols.of_first(j, width1)] += read
-    return weight
-
-
-def _composed_axis(first: Kernel, second: Kernel, axis: int) -> _ComposedAxis:
-    reach1, reach2 = first.dilation[axis], first.stride[axis] * second.dilation[axis]
-    many1, many2 = first.size[axis] > 1, second.size[axis] > 1
-    dilation = gcd(reach1 * many1, reach2 * many2) or 1
-    span = (first.size[axis] - 1) * reach1 + (second.size[axis] - 1) * reach2
-    return _ComposedAxis(span // dilation + 1, max(reach1 // dilation, 1), max(reach2 // dilation, 1), dilation)
-
-
-def _composed_padding_mode(first: Kernel, second: Kernel) -> str:
-    for axis, name in enumerate(AXES):
-        if not second.padding[axis]:
-            continue
-        if first.size[axis] > 1 or first.padding[axis]:
-            raise FoldError(
-                f"a padded kernel over the {name} follows one that is not pointwise: not exact at the border"
-            )
-        if second.padding_mode == "zeros" and has_values(first.bias) and bool((first.bias != 0).any()):
-            raise FoldError(
-                "a zero-padded kernel follows a map with a bias: not exact at the border; "
-                "pad before the bias is added (padding on the first convolution, or BNPad2d)"
-            )
-        if second.padding_mode != "zeros" and first.stride[axis] > 1:
-            raise FoldError(f"{second.padding_mode} padding after a stride of {first.stride[axis]} does not compose")
-    modes = {k.padding_mode for k in (first, second) if any(k.padding)}
-    if len(modes) > 1:
-        raise FoldError(f"maps in sequence pad the border differently: {sorted(modes)}")
-    return modes.pop() if modes else "zeros"
 
 
 def _union_axis(kernels: list[Kernel], axis: int) -> tuple[int, int, int]:

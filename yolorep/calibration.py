@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from yolorep.algebra import Kernel
-from yolorep.fold import cast, exact
+from yolorep.precision import cast, exact
 
 
 @torch.inference_mode(False)  # so that what is folded under inference mode can still be trained

@@ -6,19 +6,17 @@ loses no more than its result does. New layer types join with `@kernel_of.regist
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import singledispatch
 
 import torch
 from torch import Tensor, nn
 
-from yolorep.algebra import Kernel, Moments, add, compose, has_values
+from yolorep.algebra import Kernel, Moments, add
+from yolorep.composition import compose
 from yolorep.errors import FoldError
-
-_DIFFERENTIABLE = ContextVar("differentiable", default=False)
+from yolorep.precision import cast, exact
 
 
 def fold(module: nn.Module) -> nn.Conv2d:
@@ -62,20 +60,6 @@ def to_conv(kernel: Kernel, like: Tensor | None = None) -> nn.Conv2d:
     conv.weight = nn.Parameter(cast(kernel.weight, like), requires_grad=like.requires_grad)
     conv.bias = nn.Parameter(cast(kernel.bias, like), requires_grad=like.requires_grad)
     return conv.eval()
-
-
-def cast(exact: Tensor, like: Tensor) -> Tensor:
-    """`exact` in the dtype, on the device and in the memory format of `like`; refuses values the dtype cannot hold.
-
-    Raises:
-        FoldError: a value is not finite, before the cast or after it.
-    """
-    value = exact.detach().to(device=like.device, dtype=like.dtype)
-    if has_values(value) and not bool(torch.isfinite(value).all()):
-        raise FoldError(f"the folded values are not finite in {like.dtype}; fold in a wider type")
-    if value.dim() == 4 and like.dim() == 4 and is_channels_last(like):
-        return value.clone(memory_format=torch.channels_last)
-    return value.clone(memory_format=torch.contiguous_format)
 
 
 @singledispatch
@@ -203,32 +187,6 @@ def children_kernels(children: Iterable[tuple[str, nn.Module]]) -> list[tuple[st
         except FoldError as error:
             raise error.within(name) from None
     return result
-
-
-def exact(tensor: Tensor) -> Tensor:
-    """`tensor` in float64, on its own device (on the CPU where the device has no float64).
-
-    Under `differentiable()`: as it is, or in float32 if it is narrower, for gradients to pass through.
-    """
-    if _DIFFERENTIABLE.get():
-        return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
-    tensor = tensor.detach()
-    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
-
-
-@contextmanager
-def differentiable() -> Iterator[None]:
-    """Within it `kernel_of` and what builds on it compute in the parameters' own dtype, and can be trained through."""
-    token = _DIFFERENTIABLE.set(True)
-    try:
-        yield
-    finally:
-        _DIFFERENTIABLE.reset(token)
-
-
-def is_channels_last(weight: Tensor) -> bool:
-    """Whether a 4-d weight is stored channels_last and not, at the same time, in the default order."""
-    return weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
 
 
 def _layer_kernel(module: nn.Module) -> Kernel:

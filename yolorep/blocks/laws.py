@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from yolorep.algebra import Kernel, compose
+from yolorep.algebra import Kernel
 from yolorep.blocks.joint import joint_sum, worthwhile
-from yolorep.fold import chain_of, children_kernels, differentiable, summed
+from yolorep.composition import compose
+from yolorep.fold import chain_of, children_kernels, summed
+from yolorep.precision import differentiable
 
 if TYPE_CHECKING:
     from yolorep.blocks.conv_c3 import Conv_C3
