@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from tests.helpers import randomize_, relative_error, run_python
 from yolorep import Conv_C3
+from yolorep.bench.training import kept_bytes
 from yolorep.blocks.joint import joint_sum
 
 # (c1, c2, k, s, p, g, d), options of a Conv_C3
@@ -247,21 +247,6 @@ def test_second_derivatives_are_refused() -> None:
     (first,) = torch.autograd.grad(joint(layer, x).sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         first.sum().backward()
-
-
-def kept_bytes(step: Callable[[], Tensor]) -> int:
-    """Of distinct storages that a forward pass keeps for the backward pass, parameters not among them."""
-    storages: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        if not isinstance(tensor, nn.Parameter):
-            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with saved_tensors_hooks(pack, lambda tensor: tensor):
-        y = step()
-    assert y.requires_grad  # and alive until here, so that no storage is counted twice
-    return sum(storages.values())
 
 
 @pytest.mark.parametrize("name", ["same", "wider", "wider-average", "stride"])

@@ -115,14 +115,16 @@ def cost(
     x.requires_grad_()
     gradient = torch.randn_like(x)
     steps = {name: _step(form, x, gradient) for name, form in forms.items()}
-    memory = {name: Memory(kept_bytes(form, x), peak_bytes(steps[name], device)) for name, form in forms.items()}
+    memory = {
+        name: Memory(kept_bytes(partial(form, x)), peak_bytes(steps[name], device)) for name, form in forms.items()
+    }
     timing = interleave(steps, rounds, device, after_round=after_round)
     latency = _latency({STOCK: forms[STOCK], DEPLOYED: forms[SEPARATE]}, x, rounds)
     return Cost(block, shape, layout, _parameters(forms[SEPARATE]), timing, latency, memory)
 
 
-def kept_bytes(form: nn.Module, x: Tensor) -> int:
-    """Of the distinct storages that the forward pass saves for the backward pass, parameters not among them."""
+def kept_bytes(forward: Callable[[], Tensor]) -> int:
+    """Of the distinct storages that a forward pass saves for the backward pass, parameters not among them."""
     storages: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -131,7 +133,7 @@ def kept_bytes(form: nn.Module, x: Tensor) -> int:
         return tensor
 
     with saved_tensors_hooks(pack, lambda tensor: tensor):
-        alive = form(x)  # until the end, so that no address is used twice
+        alive = forward()  # until the end, so that no address is used twice
     del alive
     return sum(storages.values())
 

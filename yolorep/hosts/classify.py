@@ -12,7 +12,7 @@ from torch import Tensor
 
 from yolorep.errors import VerifyError
 from yolorep.hosts.checkpoints import Checkpoint
-from yolorep.hosts.evaluate import image_files, unfused
+from yolorep.hosts.evaluate import image_files, ultralytics_predictor, unfused
 
 PROBABILITY = 1e-4  # the same prediction, where no probability changes by more
 
@@ -63,16 +63,8 @@ def compare_classes(before: Path, after: Path, images: Path, *, imgsz: int) -> C
 
 def predictor(checkpoint: Path, imgsz: int) -> Callable[[Path], Tensor]:
     """A function from an image file to its probabilities, (classes,), by ultralytics' own preprocessing."""
-    from ultralytics import YOLO
-
-    model = YOLO(checkpoint)
-
-    def predict(image: Path) -> Tensor:
-        with unfused():
-            result: Any = model.predict(image, imgsz=imgsz, verbose=False, save=False)
-        return result[0].probs.data.cpu()
-
-    return predict
+    predict = ultralytics_predictor(checkpoint, imgsz)
+    return lambda image: predict(image).probs.data.cpu()
 
 
 def accuracy(checkpoint: Path, data: Path, *, imgsz: int) -> tuple[float, float]:

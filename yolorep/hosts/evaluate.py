@@ -132,17 +132,23 @@ def unfused() -> Iterator[None]:
             base.fuse = fuse
 
 
-def _ultralytics_detector(checkpoint: Path, imgsz: int) -> Detector:
+def ultralytics_predictor(checkpoint: Path, imgsz: int) -> Callable[[Path], Any]:
+    """A function from an image file to ultralytics' result for it, the model run as it is stored."""
     from ultralytics import YOLO
 
     model = YOLO(checkpoint)
 
-    def detect(image: Path) -> Tensor:
+    def predict(image: Path) -> Any:
         with unfused():
-            result: Any = model.predict(image, imgsz=imgsz, verbose=False, save=False)
-        return result[0].boxes.data.cpu()
+            results: Any = model.predict(image, imgsz=imgsz, verbose=False, save=False)
+        return results[0]
 
-    return detect
+    return predict
+
+
+def _ultralytics_detector(checkpoint: Path, imgsz: int) -> Detector:
+    predict = ultralytics_predictor(checkpoint, imgsz)
+    return lambda image: predict(image).boxes.data.cpu()
 
 
 def _ultralytics_map(checkpoint: Path, data: Path, imgsz: int) -> tuple[float, float]:
