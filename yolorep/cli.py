@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from yolorep.cli_lists import ListCommand, Precision
-from yolorep.errors import HostError, YolorepError
+from yolorep.errors import HostError, YolorepError, first_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -225,8 +225,8 @@ def _ultralytics(mode: str, arguments: list[str]) -> None:
     try:
         entrypoint()
     except (FileNotFoundError, SyntaxError) as error:  # what it raises for a missing file and for a wrong argument
-        raise HostError(str(error).strip().splitlines()[0]) from None
+        raise HostError(first_line(error)) from None
     except RuntimeError as error:
         if not str(error).startswith("Dataset"):
             raise
-        raise HostError(str(error).strip().splitlines()[0]) from None
+        raise HostError(first_line(error)) from None

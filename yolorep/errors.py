@@ -41,3 +41,8 @@ class VerifyError(YolorepError):
 
 class UsageError(YolorepError):
     """A command was asked for something that it does not have or cannot do."""
+
+
+def first_line(error: Exception) -> str:
+    """What someone else's error says, in one line; its type where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

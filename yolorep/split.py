@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from torchvision.datasets import ImageFolder
 
-from yolorep.errors import UsageError
+from yolorep.errors import UsageError, first_line
 
 LAYOUT = "accepted: a folder that holds a folder of images for each class"
 
@@ -58,7 +58,7 @@ def class_images(source: Path) -> dict[str, list[Path]]:
     try:
         found = ImageFolder(str(source))
     except FileNotFoundError as error:  # no folder, or one without images
-        raise UsageError(f"{str(error).splitlines()[0]} {LAYOUT}") from None
+        raise UsageError(f"{first_line(error)} {LAYOUT}") from None
     if {"train", "val"} <= set(found.classes):
         raise UsageError(f"{source} is split already, into {', '.join(found.classes)}; {LAYOUT}")
     if len(found.classes) < 2:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from yolorep.errors import VerifyError
+from yolorep.errors import VerifyError, first_line
 from yolorep.selection import rep_blocks
 from yolorep.surgery import evaluating
 
@@ -147,7 +147,7 @@ def _called(name: str, module: nn.Module, *inputs: Tensor) -> Any:
     try:
         return module(*inputs)
     except (RuntimeError, TypeError) as error:  # what torch raises for an input of another shape, or for several
-        raise VerifyError(f"{name}: the models differ in structure: {str(error).strip().splitlines()[0]}") from None
+        raise VerifyError(f"{name}: the models differ in structure: {first_line(error)}") from None
 
 
 def _row(name: str, expected: Any, got: Any) -> Row:

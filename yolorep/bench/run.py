@@ -12,9 +12,9 @@ from itertools import product
 import torch
 from torch import nn
 
-from yolorep.bench.subjects import Subjects, first_line
+from yolorep.bench.subjects import Subjects
 from yolorep.bench.timing import Timing, interleave
-from yolorep.errors import UsageError
+from yolorep.errors import UsageError, first_line
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "half": torch.float16}
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}

@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from yolorep import rows
 from yolorep.blocks import BLOCKS, Conv_C3
-from yolorep.errors import UsageError
+from yolorep.errors import UsageError, first_line
 from yolorep.hosts.build import build, quiet
 from yolorep.selection import rep_blocks
 from yolorep.surgery import deploy, dialect_of
@@ -133,11 +133,6 @@ def beside(subjects: Subjects, others: Sequence[Subjects]) -> Subjects:
     return replace(
         subjects, forms=subjects.forms | forms, stride=lcm(subjects.stride, *(other.stride for other in others))
     )
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, without what follows in further lines."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _stock(model: nn.Module) -> Any:

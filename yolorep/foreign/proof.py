@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from yolorep.algebra import has_values
-from yolorep.errors import FoldError
+from yolorep.errors import FoldError, first_line
 from yolorep.foreign.blocks import ForeignBlock
 from yolorep.foreign.heads import ImplicitHead
 
@@ -74,12 +74,6 @@ def without_hooks(block: nn.Module) -> nn.Module:
         layer._forward_hooks.clear()
         layer._forward_pre_hooks.clear()
     return copy.eval()
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, in one line."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 def _exact_copy(block: nn.Module) -> nn.Module:

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from yolorep.errors import FoldError
-from yolorep.foreign.proof import first_line, relative_error, without_hooks
+from yolorep.errors import FoldError, first_line
+from yolorep.foreign.proof import relative_error, without_hooks
 
 # In place, without arguments, and not called by the host's own `fuse()`, which would call some of them twice.
 METHODS = ("switch_to_deploy", "reparameterize")

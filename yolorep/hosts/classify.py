@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from yolorep.errors import VerifyError
+from yolorep.errors import VerifyError, first_line
 from yolorep.hosts.checkpoints import Checkpoint
 from yolorep.hosts.evaluate import image_files, ultralytics_predictor, unfused
 
@@ -84,6 +84,6 @@ def accuracy(checkpoint: Path, data: Path, *, imgsz: int) -> tuple[float, float]
         try:
             metrics: Any = model.val(data=str(data), project=folder, **options)
         except (OSError, RuntimeError, ValueError, LookupError) as error:  # what it raises for folders of another kind
-            reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+            reason = first_line(error).rstrip(".")
             raise VerifyError(f"{data} cannot be validated with: {reason}; {accepted}") from None
     return float(metrics.top1), float(metrics.top5)
