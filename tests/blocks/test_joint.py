@@ -14,10 +14,12 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from tests.helpers import randomize_, relative_error, run_python
+from tests.helpers import randomize_, relative_error, run_python, tensors
 from yolorep import Conv_C3
 from yolorep.bench.training import kept_bytes
+from yolorep.blocks import laws
 from yolorep.blocks.joint import joint_sum
+from yolorep.selection import rep_blocks
 
 # (c1, c2, k, s, p, g, d), options of a Conv_C3
 GEOMETRIES: dict[str, tuple[tuple, dict]] = {
@@ -363,3 +365,19 @@ if __name__ == "__main__":
 def test_two_processes(tmp_path: Any) -> None:
     """Synchronized batch norms stay separate; others train jointly under DistributedDataParallel."""
     assert "same" in run_python(TWO_PROCESSES, tmp_path / "rendezvous", OMP_NUM_THREADS="1")
+
+
+def test_a_whole_model_has_the_gradients_of_the_separate_form(rep: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ultralytics' YOLOv5n with rep rows, every block of it in the joint step."""
+    monkeypatch.setattr(laws, "worthwhile", lambda x: True)
+    x, steps = torch.rand(8, 3, 128, 128, dtype=torch.float64), []
+    monkeypatch.setattr(laws, "joint_sum", lambda *given: steps.append(joint_sum(*given)) or steps[-1])
+    gradients = []
+    for form in (True, False):
+        model = copy.deepcopy(rep).double().train()
+        monkeypatch.setattr(Conv_C3, "joint", form)
+        sum(output.square().mean() for output in tensors(model(x))).backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert sum(step is not None for step in steps) == len(rep_blocks(rep))
+    assert gradients[0].keys() == gradients[1].keys()
+    assert all(relative_error(value, gradients[0][name]) < 1e-10 for name, value in gradients[1].items())
