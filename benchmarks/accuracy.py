@@ -1,9 +1,11 @@
-"""Stock against rep on one data set: the same schedule from scratch, several seeds, one process a run.
+"""Stock against rep on one data set: the same schedule, several seeds, one process a run.
 
     python benchmarks/accuracy.py path/to/data.yaml --seeds 0 1 2 --epochs 40 --imgsz 320
     python benchmarks/accuracy.py path/to/data.yaml --seeds 0 --blocks acb mobileone --name accuracy-blocks
+    python benchmarks/accuracy.py path/to/data.yaml --weights yolov5n-coco.pt --epochs 20 --name finetuning
 
---blocks adds yolov5n-rep with every row asking for that block.
+--blocks adds yolov5n-rep with every row asking for that block. --weights starts every run from a checkpoint of YOLOv5,
+by train.py of the `yolov5` package; without it ultralytics trains from scratch.
 
 Runs are made in pairs, stock and rep of one seed side by side with one thread each, so that both meet the same load.
 A run that is finished in --runs is taken as it is. Writes one JSON file with every epoch of every run, and a plot.
@@ -27,7 +29,11 @@ from statistics import mean, stdev
 
 import yaml
 
-METRICS = {"mAP50": "metrics/mAP50(B)", "mAP50-95": "metrics/mAP50-95(B)"}
+# A figure, and the column of results.csv that has it: of ultralytics, of YOLOv5.
+METRICS = {
+    "mAP50": ("metrics/mAP50(B)", "metrics/mAP_0.5"),
+    "mAP50-95": ("metrics/mAP50-95(B)", "metrics/mAP_0.5:0.95"),
+}
 
 
 def epochs_of(model: str, seed: int, runs: Path) -> list[dict[str, float]]:
@@ -54,9 +60,16 @@ def with_block(block: str, runs: Path) -> str:
 def start(model: str, seed: int, options: argparse.Namespace, runs: Path) -> subprocess.Popen[bytes]:
     """Train in a process of its own, its output in a log beside its folder."""
     name = f"{Path(model).stem}-seed{seed}"
-    command = [sys.executable, "-m", "yolorep", "train", f"model={model}", f"data={options.data}"]
-    command += [f"imgsz={options.imgsz}", f"epochs={options.epochs}", f"seed={seed}", "device=cpu", "workers=1"]
-    command += [f"project={runs}", f"name={name}", "exist_ok=True", "plots=False"]
+    given: dict[str, object] = {"data": options.data, "epochs": options.epochs, "imgsz": options.imgsz, "seed": seed}
+    given |= {"device": "cpu", "workers": 1, "project": runs, "name": name}
+    command = [sys.executable, "-m", "yolorep"]
+    if options.weights:
+        given |= {"cfg": model, "weights": options.weights}
+        command += ["yolov5", "train.py", "--exist-ok", "--noplots"]
+        command += [text for key, value in given.items() for text in (f"--{key}", str(value))]
+    else:
+        command += ["train", f"model={model}", "exist_ok=True", "plots=False"]
+        command += [f"{key}={value}" for key, value in given.items()]
     log = (runs / f"{name}.log").open("wb")
     environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
     return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
@@ -65,10 +78,11 @@ def start(model: str, seed: int, options: argparse.Namespace, runs: Path) -> sub
 def result(model: str, seed: int, runs: Path) -> dict[str, object]:
     """A finished run; its figures are those of the epoch with the best mAP50-95, which the host kept as best.pt."""
     epochs = epochs_of(model, seed, runs)
-    best = max(epochs, key=lambda epoch: epoch[METRICS["mAP50-95"]])
-    curves = {name: [epoch[key] for epoch in epochs] for name, key in METRICS.items()}
-    figures = {name: best[key] for name, key in METRICS.items()}
-    return {"model": Path(model).name, "seed": seed, **figures, "seconds": epochs[-1]["time"], "curves": curves}
+    curves = {name: [next(e[c] for c in columns if c in e) for e in epochs] for name, columns in METRICS.items()}
+    best = max(range(len(epochs)), key=curves["mAP50-95"].__getitem__)
+    figures = {name: curve[best] for name, curve in curves.items()}
+    run = {"model": Path(model).name, "seed": seed, **figures, "curves": curves}
+    return run | ({"seconds": epochs[-1]["time"]} if "time" in epochs[-1] else {})
 
 
 def summary(results: list[dict], models: list[str]) -> dict[str, dict]:
@@ -79,6 +93,7 @@ def summary(results: list[dict], models: list[str]) -> dict[str, dict]:
         table[Path(model).name] = {
             key: {"mean": mean(r[key] for r in mine), "sd": stdev(r[key] for r in mine) if len(mine) > 1 else None}
             for key in (*METRICS, "seconds")
+            if key in mine[0]
         }
     return table
 
@@ -110,6 +125,7 @@ def main() -> None:
     parser.add_argument("data")
     parser.add_argument("--models", nargs="+", default=["yolov5n.yaml", "yolov5n-rep.yaml"])
     parser.add_argument("--blocks", nargs="+", default=[], help="also yolov5n-rep with these blocks")
+    parser.add_argument("--weights", help="a checkpoint of YOLOv5 to fine-tune, by YOLOv5's train.py")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--imgsz", type=int, default=320)
@@ -129,7 +145,9 @@ def main() -> None:
                 if process.wait():
                     sys.exit(f"a run of seed {seed} failed; its log is in {runs}")
         results += [result(model, seed, runs) for model in models]
-    packages = {name: version(name) for name in ("yolorep", "ultralytics", "torch", "numpy")}
+    packages = {
+        name: version(name) for name in ("yolorep", "yolov5" if options.weights else "ultralytics", "torch", "numpy")
+    }
     record = {
         "date": date.today().isoformat(),
         "machine": {
@@ -139,7 +157,12 @@ def main() -> None:
         },
         "python": platform.python_version(),
         "packages": packages,
-        "schedule": {"epochs": options.epochs, "imgsz": options.imgsz, "data": Path(options.data).parent.name},
+        "schedule": {
+            "epochs": options.epochs,
+            "imgsz": options.imgsz,
+            "data": Path(options.data).parent.name,
+            "weights": Path(options.weights).name if options.weights else None,
+        },
         "summary": summary(results, models),
         "runs": results,
     }

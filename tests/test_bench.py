@@ -1,5 +1,4 @@
 import json
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -52,7 +51,24 @@ def test_interleave_times_a_single_call(monkeypatch: pytest.MonkeyPatch) -> None
     assert result.ratio("b", "a") == Spread(4, 4, 4)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="the system does not say")
+def test_page_faults_are_counted_within_the_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    count = SimpleNamespace(now=5000)
+    monkeypatch.setattr(timing, "page_faults", lambda: count.now)
+    subjects = {name: lambda n=n: setattr(count, "now", count.now + n) for name, n in (("a", 3), ("b", 0))}
+    assert interleave(subjects, 2, CPU).page_faults == {"a": [3, 3], "b": [0, 0]}
+
+
+def test_page_faults_that_the_system_does_not_count_are_not_reported(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(timing, "page_faults", lambda: 0)
+    result = invoke(app, ["bench", "repvgg", "--imgsz", "8", "--rounds", "2", "--out", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    runs = json.loads((tmp_path / "bench.json").read_text())["results"]
+    assert {form["page_faults"] for run in runs for form in run["forms"].values()} == {None}
+
+
+@pytest.mark.skipif(not timing.page_faults(), reason="this system does not count page faults")
 def test_page_faults_are_those_of_memory_that_is_fresh() -> None:
     kept, pages = torch.zeros(2**24), 2**26 // 4096
     subjects = {"fresh": lambda: torch.zeros(2**24).add_(1), "kept": lambda: kept.add_(1)}

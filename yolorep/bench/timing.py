@@ -77,15 +77,18 @@ def interleave(
     for _ in range(rounds):
         for name, call in subjects.items():
             call()
-            before = _page_faults()
+            before = page_faults()
             seconds[name].append(sample(call, calls) / calls)
-            faults[name].append((_page_faults() - before) / calls)
+            faults[name].append((page_faults() - before) / calls)
         after_round()
-    return Timing(calls, seconds, faults if sys.platform != "win32" else None)
+    return Timing(calls, seconds, faults if page_faults() else None)
 
 
-def _page_faults() -> int:
-    """Of this process, all threads together, without those that read a disk."""
+def page_faults() -> int:
+    """Of this process so far, all threads together, without those that read a disk. 0: the system does not count them.
+
+    Starting Python takes thousands. Windows has no such count, and some sandboxes always say 0.
+    """
     if sys.platform == "win32":
         return 0
     return getrusage(RUSAGE_SELF).ru_minflt
