@@ -12,7 +12,7 @@ from torch import nn
 from yolorep.errors import CheckpointError, VerifyError
 from yolorep.foreign import foreign_blocks
 from yolorep.hosts import checkpoints, classify, evaluate
-from yolorep.selection import rep_blocks
+from yolorep.selection import own_blocks, rep_blocks
 from yolorep.surgery import deploy, expand
 from yolorep.verify import verify_stored
 
@@ -53,7 +53,7 @@ def deploy_file(
     repo: Path | None = None,
     console: Console,
 ) -> None:
-    """Write the checkpoint with its rep blocks, the host's own too, folded; verified before it is written.
+    """Write the checkpoint with its rep blocks, other projects' too, folded; verified before it is written.
 
     Raises:
         CheckpointError, HostError, FoldError: the input is not a rep checkpoint, or does not fold.
@@ -132,8 +132,8 @@ def _proven(before: nn.Module, after: nn.Module, console: Console, *, half: bool
 
 
 def _undeployed(model: nn.Module) -> int:
-    """How many blocks, yolorep's or another project's, still have their branches."""
-    return len(rep_blocks(model)) + len(foreign_blocks(model))
+    """How many blocks, yolorep's or another project's, still have their branches. The host's own are stock."""
+    return len(rep_blocks(model)) + len(foreign_blocks(model, leave=own_blocks(model)))
 
 
 def _size(model: nn.Module) -> str:

@@ -26,7 +26,16 @@ from yolorep.errors import BlockError, HostError
 from yolorep.fold import to_conv
 from yolorep.foreign import folded
 from yolorep.heads import pool_and_classify_
-from yolorep.selection import Select, chosen, is_stock_conv, listed, nothing_to_expand, stock_convs
+from yolorep.selection import (
+    Select,
+    chosen,
+    is_stock_conv,
+    listed,
+    nothing_to_expand,
+    of_ultralytics,
+    own_blocks,
+    stock_convs,
+)
 
 Model = TypeVar("Model", bound=nn.Module)
 PLAIN = "plain"
@@ -70,7 +79,8 @@ def deploy(model: Model, *, inplace: bool = False) -> Model:
     model: any module in evaluation mode. A block that was grown on a host's layer becomes that layer again, with the
         folded weight and a batch norm that passes it on unchanged; a `Conv_C3` made by hand becomes one convolution.
         A block of another project (`yolorep.foreign`) takes the form that its project has for a deployed one; where
-        its fold would not compute the same, it stays as it is, and a warning says so.
+        its fold would not compute the same, it stays as it is, and a warning says so. The rep blocks that ultralytics
+        builds into a model of its own are stock there, and stay for its `fuse`.
     inplace: change `model` itself instead of a copy.
 
     Raises:
@@ -79,19 +89,21 @@ def deploy(model: Model, *, inplace: bool = False) -> Model:
     model = model if inplace else deepcopy(model)
     core = unwrapped(model)
     written = _deployed_yaml(core)
-    fold_blocks_(core)
+    fold_blocks_(core, leave=own_blocks(core))
     for name, value in written.items():
         setattr(core, name, value)
     return model
 
 
-def fold_blocks_(model: nn.Module) -> None:
+def fold_blocks_(model: nn.Module, leave: Iterable[nn.Module] = ()) -> None:
     """The layers' part of `deploy`, in place: `model.yaml` goes on asking for the blocks, as it does under `fuse()`.
+
+    leave: blocks of another project that stay as they are.
 
     Raises:
         FoldError: a block does not fold; `model` is then as it was.
     """
-    ours, theirs = converted(model, _stock_layers), folded(model)
+    ours, theirs = converted(model, _stock_layers), folded(model, leave)
     for block, (conv, norm) in ours:
         _restore_stock_(block, conv, norm)
     for fold in theirs:
@@ -172,8 +184,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 def dialect_of(model: nn.Module) -> rows.Dialect:
     """How the model's host writes its YAML."""
-    of_ultralytics = any(kind.__module__.startswith("ultralytics.") for kind in type(model).__mro__)
-    return rows.ULTRALYTICS if of_ultralytics else rows.YOLOV5
+    return rows.ULTRALYTICS if of_ultralytics(model) else rows.YOLOV5
 
 
 @contextmanager

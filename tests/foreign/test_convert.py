@@ -1,4 +1,4 @@
-"""`yolorep deploy` of a checkpoint whose only rep blocks are the host's own."""
+"""`yolorep deploy` of checkpoints with rep blocks that are not yolorep's."""
 
 from __future__ import annotations
 
@@ -6,22 +6,41 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from torch import nn
 
+from tests.foreign.lookalikes import RepVGGBlock
 from tests.helpers import randomize_
 from yolorep import CheckpointError, convert
 from yolorep.foreign import foreign_blocks
 from yolorep.hosts import checkpoints
 
 
-def test_deploy_folds_the_hosts_own_blocks(tmp_path: Path) -> None:
+def save(yaml: str, path: Path, *, block: nn.Module | None = None) -> None:
+    """Write a checkpoint of ultralytics, with `block` inside its second layer."""
     from ultralytics import YOLO
 
-    source, out, console = tmp_path / "rep.pt", tmp_path / "out.pt", Console(record=True)
-    yolo = YOLO("yolov10s.yaml")
+    yolo = YOLO(yaml)
+    if block is not None:
+        yolo.model.model[1].act = nn.Sequential(block, nn.SiLU())
     randomize_(yolo.model)
-    yolo.save(source)
+    yolo.save(path)
+
+
+def test_deploy_folds_blocks_of_other_projects(tmp_path: Path) -> None:
+    source, out, console = tmp_path / "rep.pt", tmp_path / "out.pt", Console(record=True)
+    save("yolov8n.yaml", source, block=RepVGGBlock(32, 32))
     convert.deploy_file(source, out, console=console)
-    assert "2 blocks folded" in console.export_text()
+    assert "1 blocks folded" in console.export_text()
     assert foreign_blocks(checkpoints.load(out).model) == []
     with pytest.raises(CheckpointError, match="has no rep blocks"):
         convert.deploy_file(out, tmp_path / "again.pt", console=console)
+
+
+def test_deploy_leaves_what_ultralytics_builds(tmp_path: Path) -> None:
+    """Its own blocks are stock: a model of them alone has nothing to deploy."""
+    source, out = tmp_path / "stock.pt", tmp_path / "out.pt"
+    save("yolov10s.yaml", source)
+    assert len(foreign_blocks(checkpoints.load(source).model)) == 2
+    with pytest.raises(CheckpointError, match="deployed, or stock, already"):
+        convert.deploy_file(source, out, console=Console(quiet=True))
+    assert not out.exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterator
 
@@ -10,8 +11,9 @@ import torch
 from torch import nn
 
 from tests.helpers import assert_same, randomize_
-from yolorep import deploy
+from yolorep import deploy, expand
 from yolorep.foreign import foreign_blocks
+from yolorep.selection import own_blocks
 
 FAMILIES = {"repvgg_a0": 22, "mobileone_s0": 43, "fastvit_t8": 20, "repvit_m1": 23}
 C = 8
@@ -43,14 +45,28 @@ def test_ultralytics_block_folds(name: str) -> None:
 
 
 @pytest.mark.parametrize("yaml", ["yolov9t.yaml", "yolov10s.yaml"])
-def test_ultralytics_model_fuses(yaml: str, detector) -> None:
+def test_ultralytics_model_keeps_its_own_blocks_until_it_is_fused(yaml: str, detector) -> None:
     model, x = detector(yaml), torch.rand(1, 3, 64, 64)
-    assert foreign_blocks(model)
-    expected = model(x)[0]
-    for fused in (deploy(model), deploy(model).fuse(verbose=False), model.fuse(verbose=False)):
-        assert foreign_blocks(fused) == []
-        assert_same(expected, fused(x)[0])
-    assert not any(isinstance(m, nn.BatchNorm2d) for m in model.modules())
+    own = [(name, type(block)) for name, block in foreign_blocks(model)]
+    assert own
+    assert foreign_blocks(model, leave=own_blocks(model)) == []
+    deployed = deploy(model)
+    assert [(name, type(block)) for name, block in foreign_blocks(deployed)] == own
+    expected, fused = model(x)[0], deployed.fuse(verbose=False)
+    assert foreign_blocks(fused) == []
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in fused.modules())
+    assert_same(expected, fused(x)[0])
+
+
+def test_blocks_inside_those_of_ultralytics_leave_nothing_behind(detector) -> None:
+    """Its `fuse` folds an expanded branch of a RepConv with the rest of it."""
+    model, x = detector("yolov9t.yaml"), torch.rand(1, 3, 64, 64)
+    name = next(name for name, _ in foreign_blocks(model)) + ".conv1"
+    rep = randomize_(expand(model, select=name))
+    expected, fused = rep(x)[0], copy.deepcopy(rep).fuse(verbose=False)
+    assert not any(type(m).__module__.startswith("yolorep") for m in [*fused.modules(), *deploy(rep).modules()])
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in fused.modules())
+    assert_same(expected, fused(x)[0])
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -78,7 +78,7 @@ class Stock:
         kernel, norm = calibrated(kernel, like.bn)
         conv = to_conv(kernel, like=like.conv.weight).train(block.training)
         conv.bias = None
-        return conv, norm, type(like)
+        return conv, norm, getattr(like, "stock_class", type(like))  # of a branch that has been expanded, what it was
 
     def commit_(self, block: nn.Module, prepared: tuple[nn.Conv2d, _BatchNorm, type]) -> None:
         act: Any = block.act

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from torch import nn
@@ -27,21 +27,25 @@ class Folded:
     commit_: Callable[[], None]
 
 
-def foreign_blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Blocks of other projects in `model` that are not deployed, by name; of nested ones the outermost known."""
-    return [(name, block) for name, block, _ in _found("", model, set())]
+def foreign_blocks(model: nn.Module, leave: Iterable[nn.Module] = ()) -> list[tuple[str, nn.Module]]:
+    """Blocks of other projects in `model` that are not deployed, by name; of nested ones the outermost known.
+
+    leave: blocks that are not meant.
+    """
+    return [(name, block) for name, block, _ in _found("", model, set(map(id, leave)))]
 
 
-def folded(model: nn.Module) -> list[Folded]:
+def folded(model: nn.Module, leave: Iterable[nn.Module] = ()) -> list[Folded]:
     """The folds of the foreign blocks in `model`; nothing is changed until they are committed.
 
     A block that does not fold, or would not compute the same, is left out, with a warning that says why.
+    leave: blocks that are left out without one.
 
     Raises:
         FoldError: a block is in training mode.
     """
     result = []
-    for name, block, kind in list(_found("", model, set())):
+    for name, block, kind in list(_found("", model, set(map(id, leave)))):
         _check_evaluating(name, block, kind)
         try:
             result.append(Folded(name, block, _fold(block, kind)))
