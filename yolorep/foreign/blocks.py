@@ -48,7 +48,7 @@ class ForeignBlock:
         except AttributeError as error:
             raise FoldError(f"it is not the block known by that name: {error}") from None
 
-    def inputs(self, kernels: list[Kernel]) -> Iterator[Tensor]:
+    def inputs(self, block: nn.Module, kernels: list[Kernel]) -> Iterator[Tensor]:
         """Noise of two adjacent sizes, square as some squeeze-and-excitation wants it, a little over the reach."""
         (kernel,) = kernels
         random = torch.Generator().manual_seed(0)
@@ -127,6 +127,7 @@ DBB = ("dbb_origin", "dbb_1x1", "dbb_avg", "dbb_1x1_kxk")
 MOBILEONE = ("rbr_conv", "rbr_scale", "rbr_skip")
 ACB = tuple(f"{axis}_{layer}" for axis in ("square", "ver", "hor") for layer in ("conv", "bn"))
 TIMM = ("conv_kxk", "conv_1x1", "conv_scale", "identity", "drop_path")
+MMPRETRAIN = ("branch_3x3", "branch_conv_list", "branch_1x1", "branch_scale", "branch_norm")
 DEPLOYED, INFERENCE = {"deploy": True}, {"inference_mode": True}
 OREPA = tuple(
     f"weight_orepa_{name}"
@@ -186,6 +187,21 @@ BLOCKS = (
         ("large_conv",),
         sum_of("large_conv", "small_conv"),
         Slot("reparam_conv", ("large_conv", "small_conv")),
+    ),
+    ForeignBlock(  # its repository
+        ("ReparamLargeKernelConv",),
+        ("lkb_origin",),
+        sum_of("lkb_origin", "small_conv"),
+        Slot("lkb_reparam", ("lkb_origin", "small_conv")),
+    ),
+    ForeignBlock(  # RepVGG in mmpretrain, whose deployed forward passes by squeeze-and-excitation
+        ("RepVGGBlock",),
+        ("branch_3x3", "branch_1x1"),
+        sum_of(*MMPRETRAIN),
+        Slot("branch_reparam", MMPRETRAIN, DEPLOYED, before_act=("se_layer",)),
+    ),
+    ForeignBlock(  # MobileOne in mmpretrain
+        ("MobileOneBlock",), ("branch_conv_list",), sum_of(*MMPRETRAIN), Slot("branch_reparam", MMPRETRAIN, DEPLOYED)
     ),
     ForeignBlock(  # Diverse Branch Block, arXiv 2103.13425
         ("DiverseBranchBlock", "DBB"), ("dbb_origin", "dbb_avg"), sum_of(*DBB), Slot("dbb_reparam", DBB, DEPLOYED)

@@ -40,13 +40,15 @@ class Slot:
     """The project's own deployed form: the convolution as attribute `name`, which the block's forward looks for.
 
     marks: attributes by which the block also tells that it is deployed. emptied: layers after the sum that were folded
-    too, and that the block's forward goes on calling.
+    too, and that the block's forward goes on calling. before_act: layers after the sum that its forward forgets once it
+    is deployed, and that go in front of the activation.
     """
 
     name: str
     gone: tuple[str, ...]
     marks: Mapping[str, Any] = field(default_factory=dict)
     emptied: tuple[str, ...] = ()
+    before_act: tuple[str, ...] = ()
 
     def prepare(self, block: nn.Module, kernel: Kernel) -> nn.Conv2d:
         return to_conv(kernel, like=_weight(block)).train(block.training)
@@ -57,6 +59,10 @@ class Slot:
         for name in self.emptied:
             if isinstance(getattr(block, name, None), nn.Module):
                 setattr(block, name, nn.Identity())
+        for name in self.before_act:
+            layer = block._modules.pop(name, None)
+            if layer is not None:
+                block.act = nn.Sequential(layer, block.act)  # type: ignore[arg-type]
         for name, value in self.marks.items():
             setattr(block, name, value)
 

@@ -13,7 +13,7 @@ from yolorep.errors import FoldError
 from yolorep.foreign.blocks import BLOCKS
 from yolorep.foreign.heads import ImplicitHead
 from yolorep.foreign.proof import Kind, folded_layers, proven
-from yolorep.foreign.theirs import check_own_fold, fold_itself_, own_method, still_folds
+from yolorep.foreign.theirs import OwnFold, own_method
 
 KINDS: tuple[Kind, ...] = (*BLOCKS, ImplicitHead())
 
@@ -55,8 +55,8 @@ def folded(model: nn.Module, leave: Iterable[nn.Module] = ()) -> list[Folded]:
     return result
 
 
-def _found(path: str, module: nn.Module, seen: set[int]) -> Iterator[tuple[str, nn.Module, Kind | None]]:
-    """Each block by its path, with its declaration; None where it is to fold itself."""
+def _found(path: str, module: nn.Module, seen: set[int]) -> Iterator[tuple[str, nn.Module, Kind | OwnFold]]:
+    """Each block by its path, with its declaration, or with its own fold where there is none."""
     if id(module) in seen:
         return
     seen.add(id(module))
@@ -67,23 +67,25 @@ def _found(path: str, module: nn.Module, seen: set[int]) -> Iterator[tuple[str, 
     children = ((f"{path}.{name}".lstrip("."), child) for name, child in module.named_children())
     inside = [found for name, child in children for found in _found(name, child, seen)]
     yield from inside
-    if not inside and own_method(module) and not _is_deployed(module) and still_folds(module):
-        yield path, module, None
+    if not inside and own_method(module) and not _is_deployed(module):
+        own = OwnFold(module)
+        if own.changes:
+            yield path, module, own
 
 
 def _is_deployed(module: nn.Module) -> bool:
     return any(kind.deployed(module) for kind in BLOCKS)
 
 
-def _check_evaluating(name: str, block: nn.Module, kind: Kind | None) -> None:
-    layers = block.named_modules() if kind is None else folded_layers(block, kind)
+def _check_evaluating(name: str, block: nn.Module, kind: Kind | OwnFold) -> None:
+    layers = block.named_modules() if isinstance(kind, OwnFold) else folded_layers(block, kind)
     if any(isinstance(layer, _BatchNorm) and layer.training for _, layer in layers):
         raise FoldError(f"{type(block).__name__} is in training mode; call .eval() first", name)
 
 
-def _fold(block: nn.Module, kind: Kind | None) -> Callable[[], None]:
-    if kind is None:
-        check_own_fold(block)
-        return lambda: fold_itself_(block)
+def _fold(block: nn.Module, kind: Kind | OwnFold) -> Callable[[], None]:
+    if isinstance(kind, OwnFold):
+        kind.check()
+        return kind.commit_
     prepared = proven(block, kind)
     return lambda: kind.commit_(block, prepared)

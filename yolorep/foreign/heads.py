@@ -22,7 +22,8 @@ class ImplicitHead:
     """m(x + a) * b becomes one convolution, in the place of m.
 
     The implicit layers stay and become neutral: the head's own `forward`, its `fuseforward`, which leaves them out, and
-    its own `fuse`, which folds them once more, are then all right.
+    its own `fuse`, which folds them once more, are then all right. The auxiliary convolutions `m2` of `IAuxDetect`, for
+    the loss alone, stay too; `fuseforward` does not run them.
     """
 
     names: tuple[str, ...] = ("IDetect", "IAuxDetect")
@@ -45,16 +46,17 @@ class ImplicitHead:
         except (AttributeError, ValueError) as error:
             raise FoldError(f"it is not the head known by that name: {error}") from None
 
-    def inputs(self, kernels: list[Kernel]) -> Iterator[list[Tensor]]:
-        """One list of noise: an input a scale, and again for the auxiliary outputs, which a head without ignores."""
+    def inputs(self, head: Any, kernels: list[Kernel]) -> Iterator[list[Tensor]]:
+        """One list of noise: an input a scale, then one for each auxiliary output, if the head has any."""
         random = torch.Generator().manual_seed(0)
-        channels = [kernel.in_channels for kernel in kernels] * 2
+        auxiliary: Any = getattr(head, "m2", ())
+        channels = [kernel.in_channels for kernel in kernels] + [conv.in_channels for conv in auxiliary]
         yield [torch.randn(1, c, SIDE, SIDE, generator=random, dtype=torch.float64) for c in channels]
 
-    def run(self, head: nn.Module, x: list[Tensor]) -> Any:
+    def run(self, head: Any, x: list[Tensor]) -> Any:
         """The outputs before they are decoded to boxes, for which a head that was never built has no strides."""
         head.training = True
-        return head(list(x))
+        return head(list(x))[: len(head.m)]
 
     def prepare(self, head: Any, kernels: list[Kernel]) -> list[nn.Conv2d]:
         return [to_conv(kernel, like=conv.weight) for kernel, conv in zip(kernels, head.m, strict=True)]

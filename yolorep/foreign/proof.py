@@ -33,7 +33,7 @@ def proven(block: nn.Module, kind: Kind) -> Any:
     try:
         copy = _exact_copy(block)
         kernels = kind.folds(copy)
-        inputs = list(kind.inputs(kernels))
+        inputs = list(kind.inputs(copy, kernels))
         before = [run(kind, copy, x) for x in inputs]
         kind.commit_(copy, kind.prepare(copy, kernels))
         after = [run(kind, copy, x) for x in inputs]
@@ -73,7 +73,8 @@ def without_hooks(block: nn.Module) -> nn.Module:
     for layer in copy.modules():
         layer._forward_hooks.clear()
         layer._forward_pre_hooks.clear()
-    return copy.eval()
+    copy.eval()  # some projects' own `train` returns nothing
+    return copy
 
 
 def _exact_copy(block: nn.Module) -> nn.Module:

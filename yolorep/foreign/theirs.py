@@ -21,44 +21,51 @@ def own_method(block: nn.Module) -> str | None:
     return next((name for name in METHODS if callable(getattr(type(block), name, None))), None)
 
 
-def still_folds(block: nn.Module) -> bool:
-    """Whether the block's own method changes anything; a method that fails is taken to be one that would.
+class OwnFold:
+    """The fold of a block by its own method, which is called once on a copy, to be judged, and once in earnest."""
 
-    It is tried on a copy.
-    """
-    copy = without_hooks(block)
-    try:
-        fold_itself_(copy)
-    except FoldError:
-        return True
-    return copy.state_dict().keys() != block.state_dict().keys()
+    def __init__(self, block: nn.Module) -> None:
+        self.block, self.copy = block, without_hooks(block)
+        self.error: FoldError | None = None
+        try:
+            _fold_itself_(self.copy)
+        except FoldError as error:
+            self.error = error
+
+    @property
+    def changes(self) -> bool:
+        """Whether the method changes anything; one that fails is taken to be one that would."""
+        return self.error is not None or self.copy.state_dict().keys() != self.block.state_dict().keys()
+
+    @torch.no_grad()
+    def check(self) -> None:
+        """Raises:
+        FoldError: the method fails on the copy, or has made it compute something else.
+        """
+        if self.error is not None:
+            raise self.error
+        reference = next(self.block.parameters(), None)
+        if reference is None:
+            raise FoldError("it has no parameters")
+        random = torch.Generator().manual_seed(0)
+        noise = torch.randn(BATCH, _channels(self.block), SIDE, SIDE, generator=random).to(reference)
+        outputs = [_output(block, noise) for block in (without_hooks(self.block), self.copy)]
+        error, tolerance = relative_error(*outputs), TOLERANCE.get(reference.dtype, 0.0)
+        if not error <= tolerance:
+            raise FoldError(f"folded by its own {own_method(self.block)}(), it computes something else ({error:.1e})")
+
+    def commit_(self) -> None:
+        _fold_itself_(self.block)
 
 
 @torch.no_grad()
-def fold_itself_(block: nn.Module) -> None:
+def _fold_itself_(block: nn.Module) -> None:
     """Call the block's own method. Raises FoldError: the method fails."""
     method = own_method(block)
     try:
         getattr(block, str(method))()
     except Exception as error:  # anyone's code
         raise FoldError(f"its own {method}() fails: {first_line(error)}") from None
-
-
-@torch.no_grad()
-def check_own_fold(block: nn.Module) -> None:
-    """Raises:
-    FoldError: the block's own method fails on a copy, or makes it compute something else.
-    """
-    copy = without_hooks(block)
-    reference = next(block.parameters(), None)
-    if reference is None:
-        raise FoldError("it has no parameters")
-    noise = torch.randn(BATCH, _channels(block), SIDE, SIDE, generator=torch.Generator().manual_seed(0)).to(reference)
-    before = _output(copy, noise)
-    fold_itself_(copy)
-    error, tolerance = relative_error(before, _output(copy, noise)), TOLERANCE.get(reference.dtype, 0.0)
-    if not error <= tolerance:
-        raise FoldError(f"folded by its own {own_method(block)}(), it computes something else ({error:.1e})")
 
 
 def _output(block: nn.Module, x: torch.Tensor) -> Any:
