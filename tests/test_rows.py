@@ -74,9 +74,16 @@ def test_plan_says_what_to_grow_where() -> None:
     assert "rep" not in split.stock
 
 
-@pytest.mark.parametrize("rep", [{}, {"select": [1, "model.2.*"]}, {"select": None}], ids=str)
-def test_plan_accepts_a_short_policy(rep: dict[str, Any]) -> None:
+@pytest.mark.parametrize("rep", [{}, {"select": [1, "model.2.*"]}, {"select": None}, "repvgg"], ids=str)
+def test_plan_accepts_a_short_policy(rep: dict[str, Any] | str) -> None:
     assert plan(model(["Conv", [8]], rep=rep), ULTRALYTICS).is_rep
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_the_decay_of_equivalent_kernels_is_of_the_rep_model_alone(asked: bool) -> None:
+    given = model(["Conv_C3", [8]], equivalent_l2=asked)
+    assert plan(given, ULTRALYTICS).equivalent_l2 == asked
+    assert "equivalent_l2" not in deployed(given, ULTRALYTICS)
 
 
 REFUSED = {
@@ -95,9 +102,11 @@ REFUSED = {
     "k-one": (model(["C3Rep", [8, {"k": 3}]]), "k must be two odd kernel sizes.*got 3"),
     "k-words": (model(["C3Rep", [8, {"k": ["a", "b"]}]]), "k must be two odd"),
     "k-empty": (model(["C3Rep", [8, {"k": None}]]), "k must be two odd kernel sizes.*got None"),
-    "policy-text": (model(rep="repvgg"), "^rep: options must be a mapping, got 'repvgg'"),
+    "policy-list": (model(rep=["repvgg"]), r"^rep: options must be a mapping, got \['repvgg'\]"),
+    "policy-text": (model(rep="x"), "^rep: block 'x' is unknown"),
     "policy-option": (model(rep={"se": True}), "^rep: unknown option 'se'; accepted: block, identity, select"),
     "policy-block": (model(rep={"block": "x"}), "^rep: block 'x' is unknown"),
+    "decay": (model(["Conv_C3", [8]], equivalent_l2="yes"), "^equivalent_l2: 'yes' is not accepted; accepted: true, f"),
 }
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from yolorep.cli_lists import ListCommand, Precision
-from yolorep.errors import HostError, YolorepError, first_line
+from yolorep.errors import HostError, UsageError, YolorepError, first_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,7 +34,7 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it 
 
 @app.command(context_settings=PASS_ON, add_help_option=False)
 def train(context: typer.Context) -> None:
-    """Train with ultralytics: ARG=VALUE as for its own command, rep models and names included."""
+    """Train with ultralytics: ARG=VALUE as for its own command. rep=BLOCK expands the model first."""
     _ultralytics("train", context.args)
 
 
@@ -134,11 +134,13 @@ def split(
 def verify(
     before: Annotated[Path, typer.Argument(metavar="A")],
     after: Annotated[Path, typer.Argument(metavar="B")],
-    images: Annotated[Path | None, typer.Option(help="Image or folder: compare the boxes, or classes.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Image or folder: compare what is found on it.")] = None,
     data: Annotated[
-        Path | None, typer.Option(help="data.yaml, or a classifier's folder: compare mAP or accuracy.")
+        Path | None, typer.Option(help="data.yaml, or a classifier's folder: compare the host's figures.")
     ] = None,
-    imgsz: Annotated[int, typer.Option(help="Image size in pixels, for --images and --data.", min=32)] = 640,
+    imgsz: Annotated[
+        int | None, typer.Option(help="Pixels, for --images and --data: 640, a classifier: 224.", min=32)
+    ] = None,
     repo: Repo = None,
 ) -> None:
     """Compare two checkpoints block by block and end to end; exit code 1 when they differ."""
@@ -155,7 +157,7 @@ def bench(
     ],
     beside: Annotated[list[str] | None, typer.Option(help="WHAT to time deployed, in the same rounds.")] = None,
     batch: Annotated[list[int], typer.Option(help="Batch sizes: --batch 1 8.", min=1)] = [1],  # noqa: B006
-    imgsz: Annotated[list[int], typer.Option(help="Pixels: 640, torchvision: 224, a block: 64.", min=1)] = [],  # noqa: B006
+    imgsz: Annotated[list[int], typer.Option(help="Pixels: 640, a classifier: 224, a block: 64.", min=1)] = [],  # noqa: B006
     precision: Annotated[list[Precision], typer.Option(help="Number formats.")] = [Precision.float32],  # noqa: B006
     channels_last: Annotated[bool, typer.Option("--channels-last", help="Time models in channels_last too.")] = False,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; a GPU if there is one.")] = None,
@@ -217,13 +219,19 @@ def _console() -> Console:
 
 def _ultralytics(mode: str, arguments: list[str]) -> None:
     from yolorep.hosts.offline import go_offline
+    from yolorep.hosts.train_options import from_pairs
+    from yolorep.hosts.ultralytics_training import options_of_command
 
     go_offline()
+    theirs, ours = from_pairs(arguments)
+    if ours and mode != "train":
+        raise UsageError(f"{next(iter(ours))}= is an option of train; {mode} takes a rep checkpoint as it is")
     from ultralytics.cfg import entrypoint
 
-    sys.argv = ["yolo", mode, *arguments]
+    sys.argv[:] = ["yolo", mode, *theirs]  # in place: ultralytics may hold the list already
     try:
-        entrypoint()
+        with options_of_command(ours):
+            entrypoint()
     except (FileNotFoundError, SyntaxError) as error:  # what it raises for a missing file and for a wrong argument
         raise HostError(first_line(error)) from None
     except RuntimeError as error:

@@ -16,6 +16,8 @@ from yolorep.errors import BlockError
 STAND_INS = {"Conv_C3": "Conv", "BottleneckRep": "Bottleneck", "C3Rep": "C3", "FC": "Classify"}
 FC = "FC"  # a classifier's head, and one of the names that ultralytics tells the task by
 K_STOCK = (1, 3)
+POLICY = ("block", "identity", "select")  # keys of the `rep:` policy
+EQUIVALENT_L2 = "equivalent_l2"  # top-level key: decay the equivalent kernels of the RepVGG blocks
 
 
 @dataclass(frozen=True)
@@ -51,11 +53,12 @@ class Options:
 
 @dataclass
 class Plan:
-    """A stock model dictionary and what to grow on the model built from it."""
+    """A stock model dictionary, what to grow on the model built from it, and how to train that (`equivalent_l2`)."""
 
     stock: dict[str, Any]
     rows: dict[int, tuple[str, Options]] = field(default_factory=dict)
     policy: Options | None = None
+    equivalent_l2: bool = False
 
     @property
     def is_rep(self) -> bool:
@@ -71,10 +74,10 @@ def plan(model_yaml: dict[str, Any], dialect: Dialect, *, checked: bool = True) 
         BlockError: an unknown option, block or identity; the message names the row.
     """
     stock = deepcopy(model_yaml)
-    result = Plan(stock)
-    policy = stock.pop("rep", None)
-    if policy is not None:
-        result.policy = _options(policy, "rep", ("block", "identity", "select"), checked)
+    result = Plan(stock, equivalent_l2=flag(stock.pop(EQUIVALENT_L2, False)))
+    given = stock.pop("rep", None)
+    if given is not None:
+        result.policy = policy(given, checked=checked)
     for index, row in enumerate(_rows(stock)):
         name, args = row[2], row[3]
         if name in STAND_INS:
@@ -88,6 +91,26 @@ def plan(model_yaml: dict[str, Any], dialect: Dialect, *, checked: bool = True) 
     if result.is_rep and not dialect.anchored:
         _drop_anchors(stock)
     return result
+
+
+def policy(given: Any, *, checked: bool = True) -> Options:
+    """What the `rep:` key asks for: a mapping of `POLICY`, or for short the name of a block.
+
+    Raises:
+        BlockError: an unknown option, block or identity.
+    """
+    return _options({"block": given} if isinstance(given, str) else given, "rep", POLICY, checked)
+
+
+def flag(given: Any) -> bool:
+    """The value of the `equivalent_l2:` key.
+
+    Raises:
+        BlockError: it is neither true nor false.
+    """
+    if not isinstance(given, bool):
+        raise BlockError(f"{EQUIVALENT_L2}: {given!r} is not accepted; accepted: true, false")
+    return given
 
 
 def deployed(model_yaml: dict[str, Any], dialect: Dialect) -> dict[str, Any]:

@@ -13,6 +13,9 @@ from yolorep.hosts.hooks import Hooks
 
 ADAPTERS = {
     "ultralytics.nn.tasks": "yolorep.hosts.ultralytics",
+    "ultralytics.engine.model": "yolorep.hosts.ultralytics_training",
+    "ultralytics.engine.trainer": "yolorep.hosts.ultralytics_training",
+    "ultralytics.utils.dist": "yolorep.hosts.ultralytics_processes",
     "models.yolo": "yolorep.hosts.yolov5",
     "yolov5.models.yolo": "yolorep.hosts.yolov5",
     "yolov6.utils.torch_utils": "yolorep.hosts.foreign",

@@ -7,8 +7,10 @@ from types import ModuleType
 from typing import Any
 
 from torch import nn
+from torch.optim import Optimizer
 
 from yolorep import rows
+from yolorep.blocks.decay import decay_equivalent_kernels_
 from yolorep.errors import HostError
 from yolorep.surgery import evaluating, fold_blocks_, grow_planned_
 
@@ -31,6 +33,20 @@ def parse_planned(original: Any, dialect: rows.Dialect, d: dict[str, Any], *args
     layers, save = original(plan.stock, *args, **kwargs)
     grow_planned_(layers, plan)
     return layers, save
+
+
+def decayed_as_asked(optimizer: Optimizer, model: nn.Module) -> Optimizer:
+    """A host's new optimizer, made to decay equivalent kernels where the YAML of the model says so.
+
+    model: as the host has wrapped it (DDP, a compiled or a distilled model).
+
+    Raises:
+        BlockError: it says so of a model without such kernels.
+    """
+    yamls = (getattr(module, "yaml", None) for module in model.modules())
+    if any(isinstance(yaml, dict) and yaml.get(rows.EQUIVALENT_L2) for yaml in yamls):
+        decay_equivalent_kernels_(optimizer, model)
+    return optimizer
 
 
 def require(module: ModuleType, *names: str, supported: str) -> None:

@@ -18,6 +18,7 @@ from yolorep.hosts.compat import make_runnable
 from yolorep.hosts.hooks import Hooks
 from yolorep.hosts.shipped import find_yaml
 from yolorep.hosts.tree import find_script, find_tree
+from yolorep.hosts.yolov5_training import take_options
 
 
 def run_script(script: str, arguments: Sequence[str], repo: Path | None = None) -> None:
@@ -32,6 +33,7 @@ def run_script(script: str, arguments: Sequence[str], repo: Path | None = None) 
     """
     tree = find_tree(repo)
     path = find_script(tree, script)
+    arguments = take_options(path.relative_to(tree).as_posix(), arguments)
     with _started_from(path, arguments):
         make_runnable(tree)
         for name in ("utils.general", "yolov5.utils.general"):

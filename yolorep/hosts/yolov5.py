@@ -15,6 +15,7 @@ from yolorep.hosts import foreign
 from yolorep.hosts.common import fuse_after_deploy, parse_planned, require
 from yolorep.hosts.hooks import Hooks
 from yolorep.hosts.tree import SUPPORTED
+from yolorep.hosts.yolov5_training import wrap_optimizer
 from yolorep.selection import stock_convs
 
 # Other projects have a `models.yolo` too, some with a `parse_model`; most have neither of these (YOLOv9 has both).
@@ -37,6 +38,7 @@ def attach(yolo: ModuleType) -> Hooks:
         raise HostError(f"{takes}; yolorep hooks one that takes (d, ch, ...); supported: {SUPPORTED}")
     hooks.wrap(yolo, "parse_model", _parse_model)
     hooks.wrap(yolo.BaseModel, "fuse", partial(_fuse, yolo))
+    wrap_optimizer(hooks, yolo)
     return hooks
 
 

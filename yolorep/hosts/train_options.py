@@ -1,0 +1,134 @@
+"""What training takes beside a host's own options, in Python and on both command lines.
+
+rep: what to expand the model with before it is trained, as under the `rep:` key of a model YAML: a block, or a mapping
+of `block`, `identity` and `select`, of which the latter two may also stand on their own. equivalent_l2: whether the
+equivalent kernels of RepVGG blocks decay instead of each branch's.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from yolorep import rows
+from yolorep.errors import UsageError
+
+OF_REP = tuple(name for name in rows.POLICY if name != "block")
+NAMES = ("rep", *OF_REP, rows.EQUIVALENT_L2)
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """policy: None leaves the model's blocks as they are. equivalent_l2: None leaves it as the model has it."""
+
+    policy: rows.Options | None = None
+    equivalent_l2: bool | None = None
+
+    def __bool__(self) -> bool:
+        """Whether anything is asked for."""
+        return self.policy is not None or self.equivalent_l2 is not None
+
+    def written(self, model_yaml: Mapping[str, Any], dialect: rows.Dialect) -> dict[str, Any]:
+        """The model dictionary with what is asked for written in.
+
+        Raises:
+            UsageError: it has other rep blocks already.
+        """
+        result = dict(model_yaml)
+        if self.expands(result, dialect):
+            result["rep"] = {name: value for name, value in self._policy().items() if value is not None}
+        if self.equivalent_l2 is not None:
+            result[rows.EQUIVALENT_L2] = self.equivalent_l2
+        return result
+
+    def expands(self, model_yaml: dict[str, Any], dialect: rows.Dialect) -> bool:
+        """Whether a model of this dictionary is to be expanded: not if it has just these blocks already.
+
+        Raises:
+            UsageError: it has others.
+        """
+        known = rows.plan(model_yaml, dialect, checked=False)
+        if self.policy is None or known.policy == self.policy:
+            return False
+        named = sorted({name for name, options in known.rows.values() if name != rows.FC and options.block != "plain"})
+        if known.policy is None and not named:
+            return True
+        has = f"rep: {model_yaml['rep']}" if known.policy else f"{', '.join(named)} rows"
+        raise UsageError(
+            f"the model has rep blocks already ({has}), so rep={self.policy.block} cannot be added; "
+            "leave rep out to train it as it is, or start from the stock model (yolorep deploy IN OUT)"
+        )
+
+    def _policy(self) -> dict[str, Any]:
+        policy: Any = self.policy
+        select = None if policy.select is None else list(policy.select)
+        return {"block": policy.block, "identity": policy.identity, "select": select}
+
+
+def read(given: Mapping[str, Any]) -> TrainOptions:
+    """The options among `NAMES`, as Python values.
+
+    Raises:
+        BlockError: an unknown block, identity or key.
+        UsageError: `identity` or `select` without `rep`, or twice.
+    """
+    asked = {name: value for name, value in given.items() if value is not None}
+    rep, extra = asked.get("rep"), {name: asked[name] for name in OF_REP if name in asked}
+    if extra and rep is None:
+        raise UsageError(f"{next(iter(extra))} says more about rep, which is not given; accepted: rep=BLOCK beside it")
+    mapping = {"block": rep} if isinstance(rep, str) else rep
+    if extra and isinstance(mapping, Mapping):
+        twice = sorted(mapping.keys() & extra.keys())
+        if twice:
+            raise UsageError(f"{twice[0]} is given twice, in rep and beside it; leave one of them out")
+        mapping = {**mapping, **extra}
+    policy = None if mapping is None else rows.policy(mapping)
+    return TrainOptions(policy, rows.flag(asked[rows.EQUIVALENT_L2]) if rows.EQUIVALENT_L2 in asked else None)
+
+
+def from_pairs(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """Take ours out of ultralytics' ARG=VALUE arguments: what is left for it, and ours as Python values.
+
+    Raises:
+        UsageError: a value is missing, or is not YAML where it begins as a YAML list or mapping.
+    """
+    theirs, ours = [], {}
+    for argument in arguments:
+        name, equals, text = argument.partition("=")
+        if name.lstrip("-") in NAMES:
+            ours[name.lstrip("-")] = _value(name, text if equals else "")
+        else:
+            theirs.append(argument)
+    return theirs, ours
+
+
+def from_flags(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """Take ours out of the `--name value` arguments of a YOLOv5 script: what is left for it, and ours as `from_pairs`.
+
+    Raises:
+        UsageError: as `from_pairs`.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in NAMES:
+        alone = "true" if name == rows.EQUIVALENT_L2 else ""  # a flag, which may have a value
+        parser.add_argument(f"--{name}", f"--{name.replace('_', '-')}", nargs="?", const=alone)
+    known, theirs = parser.parse_known_args(list(arguments))
+    return theirs, {name: _value(f"--{name}", text) for name, text in vars(known).items() if text is not None}
+
+
+def _value(name: str, text: str) -> Any:
+    """A list or a mapping by YAML; otherwise true, false, a layer's index, or the text itself."""
+    text = text.strip()
+    if not text:
+        raise UsageError(f"{name} has no value; accepted: rep=BLOCK, as in rep=repvgg")
+    if text[0] in "[{":
+        try:
+            return yaml.safe_load(text)
+        except yaml.YAMLError:
+            example = "select='[\"*.cv2\", 6]'"
+            raise UsageError(f"{name}={text} is not YAML; quote what begins with a *, as in {example}") from None
+    return {"true": True, "false": False}.get(text.lower(), int(text) if text.isdecimal() else text)
