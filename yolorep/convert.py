@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -11,7 +10,7 @@ from torch import nn
 
 from yolorep.errors import CheckpointError, VerifyError
 from yolorep.foreign import foreign_blocks
-from yolorep.hosts import checkpoints, classify, evaluate
+from yolorep.hosts import checkpoints, evaluate
 from yolorep.selection import own_blocks, rep_blocks
 from yolorep.surgery import deploy, expand
 from yolorep.verify import verify_stored
@@ -81,36 +80,39 @@ def verify_files(
     *,
     images: Path | None = None,
     data: Path | None = None,
-    imgsz: int = 640,
+    imgsz: int | None = None,
     repo: Path | None = None,
     console: Console,
 ) -> bool:
     """Compare two checkpoints on noise, on images and on a data set; True if all agree.
 
-    images: to compare the boxes after NMS on, or a classifier's probabilities. data: to compare mAP on, or accuracy.
+    images: to compare on what the models answer: boxes after NMS, with masks or keypoints, or class probabilities.
+    data: to compare the figures of the host's own validation on. imgsz: pixels, of both; by default the task's.
 
     Raises:
         CheckpointError, HostError, VerifyError: an input is not there, or the two cannot be compared.
     """
-    a, b = checkpoints.load(before, repo), checkpoints.load(after, repo)
-    report = verify_stored(a.model, b.model)
+    report = verify_stored(*(checkpoints.load(path, repo).model for path in (before, after)))
     console.print(report)
-    agree, classifier = report.ok, classify.is_classifier(a)
+    agree = report.ok
+    if images is None and data is None:
+        return agree
+    a, b = (evaluate.evaluator(path, imgsz=imgsz, repo=repo) for path in (before, after))
     if images is not None:
-        alike: evaluate.BoxReport | classify.ClassReport
-        if classifier:
-            alike = classify.compare_classes(before, after, images, imgsz=imgsz)
-        else:
-            alike = evaluate.compare_boxes(before, after, images, imgsz=imgsz, repo=repo)
+        alike = evaluate.compare_images(a, b, images)
         console.print(str(alike))
         agree &= alike.ok
-    if data is not None:
-        measure = classify.accuracy if classifier else partial(evaluate.mean_average_precision, repo=repo)
-        figures = [measure(path, data, imgsz=imgsz) for path in (before, after)]
-        for name, x, y in zip(("top-1", "top-5") if classifier else ("mAP50", "mAP50-95"), *figures, strict=True):
-            console.print(f"{name:8} {x:.5f} → {y:.5f} ({y - x:+.1e})")
-            agree &= abs(x - y) <= evaluate.MAP_TOLERANCE
-    return agree
+    return agree if data is None else agree & _same_figures(a, b, data, console)
+
+
+def _same_figures(a: evaluate.Evaluator, b: evaluate.Evaluator, data: Path, console: Console) -> bool:
+    before, after = (evaluate.figures(one, data) for one in (a, b))
+    width = max(map(len, before))
+    for name, value in before.items():
+        console.print(f"{name:{width}} {value:.5f} → {after[name]:.5f} ({after[name] - value:+.1e})")
+    if not any(before.values()) and not any(after.values()):
+        console.print(f"all figures on {data} are 0 for either model: there was nothing to compare")
+    return all(evaluate.same_figure(value, after[name]) for name, value in before.items())
 
 
 def _proven(before: nn.Module, after: nn.Module, console: Console, *, half: bool) -> nn.Module:

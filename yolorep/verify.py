@@ -21,6 +21,7 @@ from yolorep.surgery import evaluating
 # Largest error relative to the largest output. Narrower types are reported, not judged.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 END_TO_END = "end to end"
+LEAST_SIDE = 64  # pixels of the input by default; a network of stride 32 ends with 2 x 2
 
 
 @dataclass(frozen=True)
@@ -119,12 +120,15 @@ def verify_stored(before: nn.Module, after: nn.Module) -> Report:
 
 
 def example_input(model: nn.Module) -> Tensor:
-    """Noise in [0, 1), the same each time: (2, channels, side, side) on the model's device and in its dtype."""
+    """Noise in [0, 1), the same each time: (2, channels, side, side) on the model's device and in its dtype.
+
+    A classifier of ultralytics has stride 1, and on a map of one pixel only the middle of a kernel would be seen.
+    """
     first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
     if first is None:
         raise VerifyError(f"{type(model).__name__} has no convolution to tell the input's channels from; pass x")
     stride = getattr(model, "stride", None)
-    side = 4 * int(stride.max()) if isinstance(stride, Tensor) else 64
+    side = max(LEAST_SIDE, 4 * int(stride.max())) if isinstance(stride, Tensor) else LEAST_SIDE
     noise = torch.rand(2, first.in_channels, side, side, generator=torch.Generator().manual_seed(0))
     return noise.to(first.weight)
 

@@ -12,10 +12,8 @@ from rich.progress import Progress
 
 from yolorep.bench.report import table, write
 from yolorep.bench.run import LAYOUTS, Result, Settings, bench
-from yolorep.bench.subjects import TORCHVISION, Subjects, beside, is_block, of_name
+from yolorep.bench.subjects import Subjects, beside, is_block, of_name
 from yolorep.errors import UsageError
-
-MODEL_SIZES, CLASSIFIER_SIZES, BLOCK_SIZES = (640,), (224,), (64,)
 
 
 def run(
@@ -32,7 +30,7 @@ def run(
     """Benchmark every name in `whats`, print the table and, with a `stem`, write `stem`.json and `stem`.png.
 
     others: names whose deployed form is timed beside each of them, in the same rounds.
-    sizes: pixels; by default `default_sizes`. A block is timed in both memory formats.
+    sizes: pixels; by default the usual ones of each. A block is timed in both memory formats.
 
     Raises:
         YolorepError: a name, a setting or the folder is not accepted; all is looked up first.
@@ -43,19 +41,12 @@ def run(
     subjects = [(what, beside(of_name(what, channels=channels, repo=repo), company)) for what in whats]
     results: list[Result] = []
     for what, subject in subjects:
-        mine = replace(settings, sizes=tuple(sizes) or default_sizes(what))
+        mine = replace(settings, sizes=tuple(sizes) or (subject.pixels,))
         results += timed(subject, replace(mine, layouts=tuple(LAYOUTS)) if is_block(what) else mine, console)
     console.print(table(results, settings))
     if stem is not None:
         console.print("wrote", *map(str, write(results, settings, stem)))
     return results
-
-
-def default_sizes(what: str) -> tuple[int, ...]:
-    """Pixels at which `what` is timed where none are asked for."""
-    if is_block(what):
-        return BLOCK_SIZES
-    return CLASSIFIER_SIZES if what.startswith(TORCHVISION) else MODEL_SIZES
 
 
 def timed(subject: Subjects, settings: Settings, console: Console) -> list[Result]:

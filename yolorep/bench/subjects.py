@@ -17,23 +17,27 @@ from yolorep import rows
 from yolorep.blocks import BLOCKS, Conv_C3
 from yolorep.errors import UsageError, first_line
 from yolorep.hosts.build import build, quiet
+from yolorep.results import TASKS
 from yolorep.selection import rep_blocks
 from yolorep.surgery import deploy, dialect_of
 
 UNFUSED, DEPLOYED, STOCK, CONVOLUTION = "unfused", "deployed", "stock", "convolution"
-TORCHVISION, TORCHVISION_PIXELS = "torchvision:", 224  # what its classifiers are trained with, and some accept alone
+TORCHVISION = "torchvision:"
+CLASSIFIER_PIXELS = TASKS["classify"].pixels  # what torchvision's are trained with too, and some accept alone
+BLOCK_PIXELS = 64  # of a feature map, as a block meets it
 
 
 @dataclass(frozen=True)
 class Subjects:
     """Forms of one thing, by name, float32 on the CPU in evaluation mode; the time of `DEPLOYED` is the unit.
 
-    channels: of the input. stride: what the input's height and width must be multiples of.
+    channels: of the input. pixels: the usual height and width of the input. stride: what both must be multiples of.
     """
 
     name: str
     forms: dict[str, nn.Module]
     channels: int
+    pixels: int
     stride: int = 1
 
 
@@ -79,22 +83,24 @@ def of_block(block: str, channels: int) -> Subjects:
     deployed = deepcopy(unfused)
     deployed._switch_to_deploy()
     forms = {UNFUSED: unfused, DEPLOYED: deployed, STOCK: stock, CONVOLUTION: deepcopy(deployed.conv)}
-    return Subjects(block, forms, channels)
+    return Subjects(block, forms, channels, BLOCK_PIXELS)
 
 
 def of_model(name: str, model: nn.Module) -> Subjects:
     """A host's model in evaluation mode: as it is, folded and fused by its host, and its stock model, fused too.
 
-    A model without rep blocks has no third form, nor has a classifier whose head no stock row describes.
+    A model without rep blocks has no third form, nor has a classifier whose head no stock row describes, or that a
+    YOLOv5 tree made, which is of no YAML.
     """
     forms = {UNFUSED: model}
     with quiet():
         forms[DEPLOYED] = deepcopy(model).fuse()  # type: ignore[operator]  # the hook folds the rep blocks first
-        if rep_blocks(model) and not any(row[2] == rows.FC for row in model.yaml["head"]):  # type: ignore[index]
+        if rep_blocks(model) and _has_stock_yaml(model):
             forms[STOCK] = _stock(model).fuse()  # type: ignore[operator]
     first = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
     stride = getattr(model, "stride", None)
-    return Subjects(name, forms, first.in_channels, int(stride.max()) if isinstance(stride, torch.Tensor) else 32)
+    step = int(stride.max()) if isinstance(stride, torch.Tensor) else 32
+    return Subjects(name, forms, first.in_channels, _pixels(model), step)
 
 
 def of_torchvision(name: str) -> Subjects:
@@ -110,11 +116,11 @@ def of_torchvision(name: str) -> Subjects:
     if name not in accepted:
         raise UsageError(f"torchvision has no classifier {name!r}; accepted: {', '.join(accepted)}")
     try:
-        model = _settled(models.get_model(name, weights=None), TORCHVISION_PIXELS)
+        model = _settled(models.get_model(name, weights=None), CLASSIFIER_PIXELS)
         fused = fuse(model)
     except Exception as error:  # whatever its own code raises when it is run, and then traced
         raise UsageError(f"{name} of torchvision cannot be built and folded: {first_line(error)}") from None
-    return Subjects(name, {UNFUSED: model, DEPLOYED: fused}, channels=3)
+    return Subjects(name, {UNFUSED: model, DEPLOYED: fused}, channels=3, pixels=CLASSIFIER_PIXELS)
 
 
 def beside(subjects: Subjects, others: Sequence[Subjects]) -> Subjects:
@@ -133,6 +139,17 @@ def beside(subjects: Subjects, others: Sequence[Subjects]) -> Subjects:
     return replace(
         subjects, forms=subjects.forms | forms, stride=lcm(subjects.stride, *(other.stride for other in others))
     )
+
+
+def _has_stock_yaml(model: nn.Module) -> bool:
+    """Whether the model's host can build its stock form."""
+    yaml: Any = getattr(model, "yaml", None)
+    return bool(yaml) and not any(row[2] == rows.FC for row in yaml["head"])
+
+
+def _pixels(model: nn.Module) -> int:
+    classifies = type(model).__name__ == "ClassificationModel"  # of either host
+    return CLASSIFIER_PIXELS if classifies else TASKS["detect"].pixels
 
 
 def _stock(model: nn.Module) -> Any:

@@ -12,12 +12,12 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
-from torch import Tensor
 
 from yolorep.bench.report import COLOURS
 from yolorep.bench.run import Result
 from yolorep.demo.scenes import CLASSES
 from yolorep.demo.training import Epoch
+from yolorep.results import Answer
 
 ROWS, COLUMNS = 3, 4
 CLASS_COLOURS = ("#ffb000", "#fe6100", "#dc267f", "#785ef0", "#1e88e5")
@@ -25,10 +25,10 @@ CONFIDENCE = 0.5  # least confidence of a detection that is drawn
 OUTLINE: dict[str, Any] = {"facecolor": "none", "linewidth": 1.6}
 
 
-def mosaic(images: Sequence[Path], detect: Callable[[Path], Tensor], file: Path) -> None:
+def mosaic(images: Sequence[Path], detect: Callable[[Path], Answer], file: Path) -> None:
     """Twelve images with what was detected with some confidence, in colour, over the truth, in dashed white.
 
-    detect: from an image file to (n, 6) x1, y1, x2, y2, confidence, class.
+    detect: from an image file to a detector's answer.
     """
     figure = _figure(3.0 * COLUMNS, 3.0 * ROWS + 0.5)
     for index, path in enumerate(images[: ROWS * COLUMNS]):
@@ -37,7 +37,9 @@ def mosaic(images: Sequence[Path], detect: Callable[[Path], Tensor], file: Path)
         axis.imshow(image)
         for x1, y1, x2, y2 in _truth(path, len(image)):
             axis.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, ls=(0, (2, 2)), edgecolor="white", **OUTLINE))
-        for x1, y1, x2, y2, confidence, label in detect(path).tolist():
+        answer = detect(path)
+        found = (answer[part].tolist() for part in ("class", "position", "confidence"))
+        for label, (x1, y1, x2, y2), confidence in zip(*found, strict=True):
             if confidence < CONFIDENCE:
                 continue
             colour = CLASS_COLOURS[int(label)]

@@ -17,14 +17,8 @@ from yolorep.bench.subjects import DEPLOYED, STOCK, UNFUSED
 from yolorep.demo import pictures, scenes, training
 from yolorep.errors import UsageError, VerifyError
 from yolorep.hosts import checkpoints
-from yolorep.hosts.evaluate import (
-    MAP_TOLERANCE,
-    BoxReport,
-    compare_boxes,
-    detector,
-    image_files,
-    mean_average_precision,
-)
+from yolorep.hosts.evaluate import compare_images, evaluator, figures, image_files, same_figure
+from yolorep.results import ResultReport
 from yolorep.surgery import deploy
 from yolorep.verify import Report, verify
 
@@ -35,18 +29,18 @@ REP, DEPLOYED_FILE = "shapes-rep.pt", "shapes-deployed.pt"
 
 @dataclass(frozen=True)
 class Findings:
-    """What the demo shows. map_before, map_after: (mAP50, mAP50-95) with the branches and deployed."""
+    """What the demo shows. before, after: mAP50 and mAP50-95 with the branches and deployed."""
 
     report: Report
-    boxes: BoxReport
-    map_before: tuple[float, float]
-    map_after: tuple[float, float]
+    boxes: ResultReport
+    before: dict[str, float]
+    after: dict[str, float]
     speed: Result
 
     @property
     def ok(self) -> bool:
-        moved = max(abs(a - b) for a, b in zip(self.map_before, self.map_after, strict=True))
-        return self.report.ok and self.boxes.ok and moved <= MAP_TOLERANCE
+        same = (same_figure(value, self.after[name]) for name, value in self.before.items())
+        return self.report.ok and self.boxes.ok and all(same)
 
 
 def demo(out: Path | None, *, epochs: int, images: int, console: Console) -> None:
@@ -138,10 +132,11 @@ def _compare(out: Path, data: Path, advance: Callable[[], object]) -> Findings:
     report = verify(checkpoint.model, checkpoints.load(stock).model)
     advance()
     images = out / "data" / "images" / "val"
-    boxes = compare_boxes(rep, stock, images, imgsz=SIDE)
-    pictures.mosaic(image_files(images), detector(stock, SIDE), out / "detections.png")
+    evaluators = evaluator(rep, imgsz=SIDE), evaluator(stock, imgsz=SIDE)
+    boxes = compare_images(*evaluators, images)
+    pictures.mosaic(image_files(images), evaluators[1].answer, out / "detections.png")
     advance()
-    before, after = (mean_average_precision(path, data, imgsz=SIDE) for path in (rep, stock))
+    before, after = (figures(one, data) for one in evaluators)
     (speed,) = bench(of_model(rep.stem, checkpoint.model), Settings(sizes=(SIDE,), rounds=20))
     advance()
     return Findings(report, boxes, before, after, speed)
@@ -151,14 +146,14 @@ def _table(found: Findings) -> Table:
     table = Table("", title="trained with its branches, shipped without", title_justify="left")
     for column in ("with branches", DEPLOYED, "difference"):
         table.add_column(column, justify="right")
-    for name, a, b in zip(("mAP50", "mAP50-95"), found.map_before, found.map_after, strict=True):
-        table.add_row(name, f"{a:.4f}", f"{b:.4f}", f"{b - a:+.1e}")
+    for name, value in found.before.items():
+        table.add_row(name, f"{value:.4f}", f"{found.after[name]:.4f}", f"{found.after[name] - value:+.1e}")
     fps = {form: 1 / found.speed.timing.time(form).median for form in found.speed.timing.seconds}
     gain = found.speed.timing.ratio(UNFUSED, DEPLOYED).median
     table.add_row("images a second", f"{fps[UNFUSED]:.0f}", f"{fps[DEPLOYED]:.0f}", f"{gain:.2f} times as fast")
     table.add_row("the stock model's", "", f"{fps[STOCK]:.0f}", end_section=True)
     table.add_row("outputs, float32", "", "", f"{found.report.max_rel:.1e} relative")
-    table.add_row("boxes", str(found.boxes.boxes), "", f"{found.boxes.unmatched} differ")
+    table.add_row("boxes", str(found.boxes.found), "", f"{found.boxes.differing} differ")
     return table
 
 

@@ -1,0 +1,179 @@
+"""What a model says of an image, task by task, and when two models say the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from yolorep.errors import VerifyError
+
+Answer = Mapping[str, Tensor]  # of one image: each part of the n things that are said of it, (n, ...)
+
+PIXELS = 0.5  # a box, a corner or a keypoint moved by less is the same one
+CONFIDENCE = 1e-3
+MASK = 0.01  # of a mask's area
+PROBABILITY = 1e-4
+CLASS_MAP = 1e-3  # of an image's pixels
+DEPTH = 1e-4  # of the greatest depth
+LEAST_AREA = 100  # pixels; in a smaller mask, one that lies on the threshold would weigh too much
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of what is said. difference: of two values; up to `tolerance` they are the same. unit: of both."""
+
+    name: str
+    difference: Callable[[Tensor, Tensor], float]
+    tolerance: float
+    unit: str = ""
+
+    def of(self, a: Answer, i: int, b: Answer, j: int) -> float:
+        """The difference between thing `i` of one answer and thing `j` of the other.
+
+        Raises:
+            VerifyError: the two are of different shapes.
+        """
+        x, y = a[self.name][i], b[self.name][j]
+        if x.shape != y.shape:
+            shapes = f"of shape {tuple(x.shape)} and {tuple(y.shape)}"
+            raise VerifyError(f"the models answer with a {self.name} {shapes}; they cannot be compared")
+        return self.difference(x, y)
+
+
+@dataclass(frozen=True)
+class Task:
+    """How the answers to one image are compared.
+
+    nouns: what is counted, in plural. paired: parts by which a thing is known again in the other answer; none where
+    there is one thing an image. judged: parts that must then be the same too. pixels: the usual size of its images.
+    """
+
+    nouns: str
+    paired: tuple[Part, ...] = ()
+    judged: tuple[Part, ...] = ()
+    pixels: int = 640
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        return self.paired + self.judged
+
+
+@dataclass(frozen=True)
+class ResultReport:
+    """Answers of two models to the same images.
+
+    found: things that the first of them says. differing: those changed, gone or new. largest: by part, of any pair.
+    """
+
+    task: Task
+    images: int
+    found: int
+    differing: int
+    largest: dict[str, float]
+
+    @property
+    def ok(self) -> bool:
+        return not self.differing
+
+    def __str__(self) -> str:
+        where = f"{self.images} image{'s' * (self.images != 1)}"
+        if not self.found and not self.differing:
+            return f"0 {self.task.nouns} on {where}, by either model: there was nothing to compare"
+        told = (f"{p.name} {self.largest[p.name]:.1e}{p.unit}" for p in self.task.parts if p.tolerance)
+        found = f"{self.found} {self.task.nouns} on {where}: {self.differing} differ"
+        return f"{found}; largest difference of a pair: {', '.join(told)}"
+
+
+def compare(task: Task, answers: Iterable[tuple[Answer, Answer]]) -> ResultReport:
+    """Compare the answers of two models, image by image.
+
+    Raises:
+        VerifyError: a part of them has different shapes.
+    """
+    images, found, differing = 0, 0, 0
+    largest = {part.name: 0.0 for part in task.parts}
+    for a, b in answers:
+        images, found = images + 1, found + _count(a)
+        differing += max(_count(a), _count(b))
+        for i, j in pairs(task, a, b):
+            same = True
+            for part in task.parts:
+                difference = part.of(a, i, b, j)
+                same &= difference <= part.tolerance
+                if not difference <= largest[part.name]:  # not max(): it would lose a NaN
+                    largest[part.name] = difference
+            differing -= same
+    return ResultReport(task, images, found, differing, largest)
+
+
+def pairs(task: Task, a: Answer, b: Answer) -> list[tuple[int, int]]:
+    """Indices of the same thing in two answers; each thing at most once."""
+    free, result = list(range(_count(b))), []
+    for i in range(_count(a)):
+        for j in free:
+            if all(part.of(a, i, b, j) <= part.tolerance for part in task.paired):
+                result.append((i, j))
+                free.remove(j)
+                break
+    return result
+
+
+def _count(answer: Answer) -> int:
+    return len(next(iter(answer.values())))
+
+
+def _largest(a: Tensor, b: Tensor) -> float:
+    return float((a - b).abs().max()) if a.numel() else 0.0
+
+
+def _unequal(a: Tensor, b: Tensor) -> float:
+    return float(a != b)
+
+
+def _turned(a: Tensor, b: Tensor) -> float:
+    """How far corners (4, 2) moved: a rotated box has no first corner, so that of the four ways to count is meant."""
+    return min(_largest(a, b.roll(first, 0)) for first in range(4))
+
+
+def _outside(a: Tensor, b: Tensor) -> float:
+    """The share of two masks (height, width) that only one of them covers: 1 - IoU."""
+    a, b = a > 0, b > 0
+    return float((a ^ b).sum() / (a | b).sum().clamp_min(LEAST_AREA))
+
+
+def _share(a: Tensor, b: Tensor) -> float:
+    return float((a != b).double().mean())
+
+
+def _relative(a: Tensor, b: Tensor) -> float:
+    return _largest(a, b) / float(torch.stack([a.abs().max(), b.abs().max()]).max().clamp_min(1e-30))
+
+
+CLASS = Part("class", _unequal, 0)
+SCORE = Part("confidence", _largest, CONFIDENCE)
+BOX = (CLASS, Part("position", _largest, PIXELS, " px"), SCORE)
+KEYPOINTS = Part("keypoints", _largest, PIXELS, " px"), Part("visibility", _largest, CONFIDENCE)
+
+# By the names that ultralytics gives to tasks; those of YOLOv5 trees are among them.
+TASKS: dict[str, Task] = {
+    "detect": Task("boxes", BOX),
+    "segment": Task("boxes", BOX, (Part("mask", _outside, MASK, " of its area"),)),
+    "pose": Task("boxes", BOX, KEYPOINTS),
+    "obb": Task("rotated boxes", (CLASS, Part("corners", _turned, PIXELS, " px"), SCORE)),
+    "classify": Task("predictions", judged=(CLASS, Part("probability", _largest, PROBABILITY)), pixels=224),
+    "semantic": Task("class maps", judged=(Part("class map", _share, CLASS_MAP, " of the pixels"),)),
+    "depth": Task("depth maps", judged=(Part("depth", _relative, DEPTH, " of the greatest"),)),
+}
+
+
+def task_of(name: Any) -> Task:
+    """Raises:
+    VerifyError: results of that task cannot be compared.
+    """
+    if name in TASKS:
+        return TASKS[name]
+    raise VerifyError(f"results of task {name!r} cannot be compared; accepted: {', '.join(TASKS)}")
