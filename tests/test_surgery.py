@@ -142,6 +142,21 @@ def test_select_survives_a_rebuild(stock: nn.Module, case: str) -> None:
     assert layout(rebuilt) == layout(model)
 
 
+def test_default_leaves_alone_what_costs_more_than_it_is_of_the_network() -> None:
+    """Depthwise layers and those of attentions, unless they are all that the block fits beside, or are selected."""
+    from ultralytics import YOLO
+
+    model = YOLO("yolo12n.yaml").model
+    depthwise = {name for name, layer in stock_convs(model) if layer.conv.groups > 1}
+    attention = {name for name, _ in stock_convs(model) if ".attn." in name}
+    taken = set(rep_blocks(expand(model)))
+    assert {"model.1", "model.21.cv2.0.0"} <= taken
+    assert len(depthwise) == len(depthwise - taken) == 14
+    assert len(attention) == len(attention - taken) == 24
+    assert set(rep_blocks(expand(model, "replk"))) == depthwise & attention  # the only 7x7 ones
+    assert rep_blocks(expand(model, select="model.21.cv3.0.0.0")) == ["model.21.cv3.0.0.0"]
+
+
 def test_inplace_changes_the_model_itself(stock: nn.Module) -> None:
     layer = stock.model[1]
     assert expand(stock, inplace=True) is stock

@@ -62,7 +62,8 @@ def chosen(named: Named, select: Select, block: str, identity: str) -> Named:
         BlockError: an entry of `select` means none of them, or the block adds no branch to any.
     """
     if select is None:
-        result = [(name, layer) for name, layer in named if _gains(layer, block, identity)]
+        gaining = [(name, layer) for name, layer in named if gains(layer, block, identity)]
+        result = [(name, layer) for name, layer in gaining if not _dear(name, layer)] or gaining
         if not result and named:
             asked = f"block {block!r} with identity {identity!r}"
             raise BlockError(f"{asked} adds no branch to any of {len(named)} layers{_reason(named, block, identity)}")
@@ -111,13 +112,22 @@ def _matches(name: str, wanted: str | int) -> bool:
     return fnmatchcase(name, wanted)
 
 
-def _gains(layer: nn.Module, block: str, identity: str) -> bool:
+def gains(layer: nn.Module, block: str, identity: str) -> bool:
     """Whether the block's branches fit beside the layer and are more than its own 1x1 once again."""
     site = _site(layer, identity)
     try:
         return bool(block_of(block).branches(site)) and (site.keeps_shape or not site.pointwise)
     except BlockError:
         return False
+
+
+def _dear(name: str, layer: nn.Module) -> bool:
+    """Whether branches beside the layer cost far more than it has of the network: depthwise, or in an attention.
+
+    By measurement (benchmarks/README.md): their passes over memory cost a training step as much as a dense kernel's,
+    and they are a hundredth of the network's multiplications.
+    """
+    return _site(layer, "none").depthwise or "attn" in name.split(".")
 
 
 def _reason(named: Named, block: str, identity: str) -> str:
