@@ -12,6 +12,7 @@ import wrapt
 
 from yolorep.errors import HostError
 
+_offline = False
 ENVIRONMENT = {"YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false", "YOLOv5_AUTOINSTALL": "false"}
 
 
@@ -20,10 +21,17 @@ def go_offline() -> None:
 
     Call before a host is imported. A switch that the user has set stays as it is.
     """
+    global _offline
+    _offline = True
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     wrapt.register_post_import_hook(_give_font, "ultralytics.utils.checks")
     wrapt.register_post_import_hook(_refuse_downloads, "ultralytics.utils.downloads")
+
+
+def is_offline() -> bool:
+    """Whether `go_offline` was called in this process."""
+    return _offline
 
 
 def keep_tree_offline() -> None:
