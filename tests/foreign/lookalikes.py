@@ -267,6 +267,18 @@ class IDetect(nn.Module):
             conv.weight *= b.implicit.transpose(0, 1)
 
 
+class IAuxDetect(IDetect):
+    """The same with auxiliary outputs, for the loss alone, made from inputs of other numbers of channels."""
+
+    def __init__(self, channels: tuple[int, ...] = (8, 16), outputs: int = 21) -> None:
+        super().__init__(channels, outputs)
+        self.m2 = nn.ModuleList(nn.Conv2d(c + 4, outputs, 1) for c in channels)
+
+    def forward(self, x: list[Tensor]) -> list[Tensor]:
+        auxiliary = [conv(y) for conv, y in zip(self.m2, x[len(self.m) :], strict=True)]
+        return super().forward(x[: len(self.m)]) + auxiliary
+
+
 def _folded(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """As every one of these projects writes it: the convolution's own bias is not looked at."""
     scale = bn.weight / (bn.running_var + bn.eps).sqrt()

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.foreign import classifiers
 from tests.foreign import lookalikes as like
 from tests.helpers import assert_same, randomize_
 from yolorep import deploy
@@ -37,6 +38,9 @@ BLOCKS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "acb": (lambda: like.ACBlock(C, 16), "fused_conv"),
     "acb-cropped": (lambda: like.ACBlock(C, 16, 5, 2, padding=1), "fused_conv"),
     "orepa": (lambda: like.OREPA(C, 16, 2, 2), "orepa_reparam"),
+    "mmpretrain-repvgg": (lambda: classifiers.RepVGGBlock(C, C, g=2), "branch_reparam"),
+    "mmpretrain-mobileone": (lambda: classifiers.MobileOneBlock(C, 16, 3, 2), "branch_reparam"),
+    "replknet": (lambda: classifiers.ReparamLargeKernelConv(C), "lkb_reparam"),
 }
 
 
@@ -113,13 +117,15 @@ def test_half_precision_block_stays_half() -> None:
     assert {t.dtype for t in deployed.state_dict().values()} == {torch.float16}
 
 
-def test_head_takes_in_implicit_knowledge() -> None:
-    head, x = like.IDetect(), [torch.randn(1, 8, 5, 5), torch.randn(1, 16, 5, 5)]
-    expected, deployed = head(list(x)), deploy(head)
+@pytest.mark.parametrize("kind", [like.IDetect, like.IAuxDetect])
+def test_head_takes_in_implicit_knowledge(kind: type[like.IDetect]) -> None:
+    head, x = kind(), [torch.randn(1, c, 5, 5) for c in (8, 16, 12, 20)]
+    x = x[: 2 if kind is like.IDetect else 4]
+    expected, deployed = head(list(x))[:2], deploy(head)
     for run in (deployed, deployed.fuseforward, lambda x: type(deployed).forward(deployed, x)):
-        for one, other in zip(expected, run(list(x)), strict=True):
+        for one, other in zip(expected, run(list(x))[:2], strict=True):
             assert_same(one, other)
     deployed.fuse()  # as the host does once more
-    for one, other in zip(expected, deployed(list(x)), strict=True):
+    for one, other in zip(expected, deployed(list(x))[:2], strict=True):
         assert_same(one, other)
     assert foreign_blocks(deployed) == []

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+import torch
 from rich.console import Console
 from torch import nn
 
@@ -34,6 +37,23 @@ def test_deploy_folds_blocks_of_other_projects(tmp_path: Path) -> None:
     assert foreign_blocks(checkpoints.load(out).model) == []
     with pytest.raises(CheckpointError, match="has no rep blocks"):
         convert.deploy_file(out, tmp_path / "again.pt", console=console)
+
+
+@pytest.mark.parametrize(("module", "name"), [("yolov6.layers", "Conv"), ("models.yolo", "IDetect")])
+def test_checkpoint_of_another_project_is_told(
+    module: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without its classes it cannot be read; the sentence says what can be done where they are."""
+    package = module.partition(".")[0]
+    for path in (package, module):
+        monkeypatch.setitem(sys.modules, path, ModuleType(path))
+    kind = type(name, (nn.Module,), {"__module__": module})
+    monkeypatch.setattr(sys.modules[module], name, kind, raising=False)
+    monkeypatch.setattr(sys.modules[package], module.partition(".")[2], sys.modules[module], raising=False)
+    torch.save({"model": kind()}, tmp_path / "theirs.pt")
+    with pytest.raises(CheckpointError, match=r"checkpoint of YOLOv[67].*call yolorep.deploy\(model\)"):
+        convert.deploy_file(tmp_path / "theirs.pt", tmp_path / "out.pt", console=Console(quiet=True))
+    assert list(tmp_path.iterdir()) == [tmp_path / "theirs.pt"]
 
 
 def test_deploy_leaves_what_ultralytics_builds(tmp_path: Path) -> None:

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import nn
 
+from tests.foreign import classifiers
 from tests.foreign import lookalikes as like
 from tests.helpers import assert_same, randomize_, relative_error
-from yolorep import deploy
+from yolorep import FoldError, deploy, fold
 
 C = 8
 WRONG = 1e-3  # a relative error that no rounding explains
@@ -32,6 +33,18 @@ def synchronized() -> nn.Module:
     return nn.SyncBatchNorm.convert_sync_batchnorm(like.RepVGGBlock(C, C))
 
 
+def without_se(block: nn.Module) -> None:
+    """YOLOv5-Lite's `fuse`."""
+    block.switch_to_deploy()
+    block.se = nn.Identity()
+
+
+def assumed_eps(block: nn.Module) -> None:
+    """ACNet's converter: 1e-5, whatever the block's batch norms have."""
+    for norm in (m for m in block.modules() if isinstance(m, nn.BatchNorm2d)):
+        norm.eps = 1e-5
+
+
 SWITCH, FUSE = own("switch_to_deploy"), own("fuse_repvgg_block")
 # name: (block, its project's fold, whether that fails or computes something else)
 CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module], None], type[Exception] | None]] = {
@@ -40,6 +53,9 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module], None], typ
     "padding mode": (lambda: like.RepVGGBlock(C, C, padding_mode="reflect"), SWITCH, None),
     "bias of a convolution": (lambda: like.RepVGGBlock(C, C, bias=True), SWITCH, None),
     "synchronized batch norm (RepVGG#93)": (synchronized, SWITCH, AssertionError),
+    "squeeze-and-excitation (mmpretrain)": (lambda: classifiers.RepVGGBlock(C, C, se=se()), SWITCH, None),
+    "squeeze-and-excitation (YOLOv5-Lite)": (lambda: like.RepVGGBlock(C, C, se=se()), without_se, None),
+    "eps of a batch norm (ACNet)": (lambda: like.ACBlock(C, C), assumed_eps, None),
 }
 
 
@@ -81,6 +97,45 @@ def test_bias_before_zero_padding_is_not_folded() -> None:
     assert hasattr(deployed, "dbb_1x1_kxk")
 
 
+def test_three_padded_convolutions_are_not_one() -> None:
+    """Squeezed into one kernel they differ at the border (OREPA#9)."""
+    stack, x = nn.Sequential(*(nn.Conv2d(C, C, 3, padding=1, bias=False) for _ in range(3))), torch.randn(2, C, 9, 9)
+    weight = stack[0].weight.transpose(0, 1)
+    for conv in stack[1:]:
+        weight = nn.functional.conv2d(weight, conv.weight, padding=2)
+    squeezed = nn.functional.conv2d(x, weight.transpose(0, 1), padding=3)
+    assert relative_error(stack(x), squeezed) > WRONG
+    with pytest.raises(FoldError, match="not exact at the border"):
+        fold(stack.eval())
+
+
+def test_padding_that_a_layer_does_not_tell() -> None:
+    """RepLKNet's CUDA layer pads, and says that it does not (RepLKNet-pytorch#48): theirs shrinks the image."""
+    block = randomize_(classifiers.ReparamLargeKernelConv(C, cuda=True)).eval()
+    x, copy = torch.randn(2, C, 9, 9), deepcopy(block)
+    copy.merge_kernel()
+    assert copy(x).shape[-1] < x.shape[-1]
+    with pytest.warns(UserWarning, match="CudaConv is a Conv2d with a forward of its own"):
+        assert torch.equal(deploy(block)(x), block(x))
+
+
+def test_groups_of_a_convolution_stay() -> None:
+    """LeViT#22."""
+    layer, x = randomize_(classifiers.Conv2d_BN(C, C, g=2)).eval(), torch.randn(2, C, 9, 9)
+    with pytest.raises(RuntimeError):
+        layer.fuse()
+    assert_same(layer(x), fold(layer)(x))
+
+
+def test_block_that_keeps_a_tensor_of_the_last_step_is_left() -> None:
+    """Such a block cannot be copied (YOLOv6#509), nor then be tried."""
+    block = randomize_(like.RepVGGBlock(C, C)).eval()
+    block.last_kernel = block.rbr_dense.conv.weight * 2
+    with pytest.warns(UserWarning, match="left as it is: it cannot be copied"):
+        deploy(nn.Sequential(block), inplace=True)
+    assert hasattr(block, "rbr_dense")
+
+
 def test_dilation_of_the_folded_convolution_alone() -> None:
     """timm's FastViT dilates no branch, but the convolution that takes their place."""
     fastvit = pytest.importorskip("timm.models.fastvit")
@@ -111,8 +166,9 @@ def test_padding_survives_the_fold() -> None:
     assert_same(block(x), deployed(x))
 
 
-def test_folding_twice_is_folding_once() -> None:
-    block = randomize_(like.ACBlock(C, C)).eval()
+@pytest.mark.parametrize("kind", [like.ACBlock, like.OREPA])
+def test_folding_twice_is_folding_once(kind: Callable[..., nn.Module]) -> None:
+    block = randomize_(kind(C, C)).eval()
     x = torch.randn(2, C, 9, 9)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -24,6 +26,8 @@ class RepVGGBlock(like.RepVGGBlock):
 class Own(nn.Module):
     """A block that no declaration knows, with a method that folds it, rightly or not."""
 
+    calls: ClassVar[list[int]] = []
+
     def __init__(self, right: bool = True) -> None:
         super().__init__()
         self.a, self.b, self.right = nn.Conv2d(C, C, 1), nn.Conv2d(C, C, 1), right
@@ -31,7 +35,12 @@ class Own(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.c(x) if hasattr(self, "c") else self.a(x) + self.b(x)
 
+    def train(self, mode: bool = True) -> None:
+        """As some projects have it, it returns nothing."""
+        super().train(mode)
+
     def switch_to_deploy(self) -> None:
+        self.calls.append(1)
         if hasattr(self, "c"):
             return
         self.c = nn.Conv2d(C, C, 1)
@@ -88,7 +97,9 @@ def test_training_mode_is_refused_and_nothing_changes() -> None:
 
 def test_unknown_block_folds_itself() -> None:
     model, x = nn.Sequential(Own()).eval(), torch.randn(2, C, 9, 9)
+    Own.calls.clear()
     deployed = deploy(model)
+    assert len(Own.calls) == 2, "once on a copy, once in earnest"
     assert not hasattr(deployed[0], "a")
     assert_same(model(x), deployed(x))
     assert foreign_blocks(deployed) == []

@@ -45,13 +45,20 @@ def yolov7_tree() -> tuple[ModuleType, Callable[[nn.Module], nn.Module]]:
     return tree, lambda model: model.fuse()
 
 
+def yolov5_lite_tree() -> tuple[ModuleType, Callable[[nn.Module], nn.Module]]:
+    tree, fuse = yolov7_tree()
+    del tree.IDetect
+    tree.RepVGGBlock = like.RepVGGBlock
+    return tree, fuse
+
+
 def yolov6_tree() -> tuple[ModuleType, Callable[[nn.Module], nn.Module]]:
     tree = ModuleType("yolov6.utils.torch_utils")
     tree.Model, tree.fuse_model = Model, lambda model: model.fuse()
     return tree, lambda model: tree.fuse_model(model)
 
 
-@pytest.mark.parametrize("make", [yolov7_tree, yolov6_tree])
+@pytest.mark.parametrize("make", [yolov7_tree, yolov5_lite_tree, yolov6_tree])
 @pytest.mark.parametrize("training", [False, True])
 def test_fuse_folds_first(make: Callable[[], tuple], training: bool) -> None:
     tree, fuse = make()

@@ -68,8 +68,15 @@ def relative_error(before: Any, after: Any) -> float:
 
 
 def without_hooks(block: nn.Module) -> nn.Module:
-    """A copy whose layers call nothing of anyone else's, in evaluation mode."""
-    copy = deepcopy(block)
+    """A copy whose layers call nothing of anyone else's, in evaluation mode.
+
+    Raises:
+        FoldError: the block keeps a tensor of the last step, for one, which torch does not copy.
+    """
+    try:
+        copy = deepcopy(block)
+    except RuntimeError as error:
+        raise FoldError(f"it cannot be copied: {first_line(error)}") from None
     for layer in copy.modules():
         layer._forward_hooks.clear()
         layer._forward_pre_hooks.clear()

@@ -25,9 +25,10 @@ class OwnFold:
     """The fold of a block by its own method, which is called once on a copy, to be judged, and once in earnest."""
 
     def __init__(self, block: nn.Module) -> None:
-        self.block, self.copy = block, without_hooks(block)
+        self.block = self.copy = block
         self.error: FoldError | None = None
         try:
+            self.copy = without_hooks(block)
             _fold_itself_(self.copy)
         except FoldError as error:
             self.error = error

@@ -19,6 +19,8 @@ from yolorep.hosts.compat import tree_modules
 from yolorep.hosts.offline import go_offline
 
 YOLOV5_PACKAGES = ("models.", "yolov5.")
+# Names of classes that tell other projects' checkpoints, some of which look like a YOLOv5 tree's.
+OTHER_PROJECTS = {"yolov6.": "YOLOv6", "models.yolo.IDetect": "YOLOv7", "models.yolo.IAuxDetect": "YOLOv7"}
 # Kept for resuming the run that wrote them; they belong to the model that is being replaced.
 OF_THE_RUN = ("ema", "updates", "optimizer", "scaler")
 
@@ -76,6 +78,12 @@ def host_of(path: Path) -> str:
         ) from None
     if any(name.startswith("ultralytics.nn.") for name in names):
         return "ultralytics"
+    for prefix, project in OTHER_PROJECTS.items():
+        if any(name.startswith(prefix) for name in names):
+            raise CheckpointError(
+                f"{path} is a checkpoint of {project}; accepted: one of ultralytics or YOLOv5. "
+                f"In {project}'s own tree, load its model and call yolorep.deploy(model)"
+            )
     if any(name.startswith(YOLOV5_PACKAGES) for name in names):
         return "yolov5"
     raise CheckpointError(f"{path} holds no model of ultralytics or YOLOv5")
