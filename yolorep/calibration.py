@@ -29,8 +29,10 @@ def calibrated(kernel: Kernel, dense: _BatchNorm) -> tuple[Kernel, _BatchNorm]:
     eps, beta = dense.eps, kernel.bias
     scale, var = torch.ones_like(beta), torch.full_like(beta, 1 - eps)
     if kernel.moments is not None and dense.running_var is not None:
-        beta = kernel.moments.mean
-        scale, var = _scale(kernel.moments.var, dense)
+        # A variance that overflowed in a float16 checkpoint is infinite: that batch norm then passes on its bias alone.
+        known = torch.isfinite(kernel.moments.var) & torch.isfinite(dense.running_var)
+        recorded = kernel.moments.mean, *_scale(kernel.moments.var, dense)
+        beta, scale, var = (torch.where(known, a, b) for a, b in zip(recorded, (beta, scale, var), strict=True))
     values = {
         "weight": scale * (var + eps).sqrt(),
         "bias": beta,

@@ -8,11 +8,11 @@ from typing import Any
 from torch import nn
 
 from yolorep import rows
+from yolorep.hosts import transfer
 from yolorep.hosts.common import fuse_after_deploy, parse_planned, require
 from yolorep.hosts.hooks import Hooks
 from yolorep.hosts.shipped import find_yaml
-from yolorep.selection import is_stock_conv, rep_blocks
-from yolorep.surgery import grow_
+from yolorep.selection import rep_blocks
 
 MODULE = "ultralytics.nn.tasks"
 
@@ -36,14 +36,15 @@ def _parse_model(original: Any, *args: Any, **kwargs: Any) -> Any:
     return parse_planned(original, rows.ULTRALYTICS, *args, **kwargs)
 
 
-def _load(original: Any, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """`load` puts the source's class layers in the place of the head's: if those are stock, ours grow on them again."""
+def _load(original: Any, model: nn.Module, weights: Any, *args: Any, **kwargs: Any) -> Any:
+    """`load` goes by keys and shapes, and puts the source's class layers in the place of the head's, as they are."""
     blocks = {name: model.get_submodule(name) for name in rep_blocks(model)}
-    result = original(model, *args, **kwargs)
-    for name, block in blocks.items():
-        layer = model.get_submodule(name)
-        if is_stock_conv(layer):
-            grow_([(name, layer)], rows.Options(block.block, block.identity), silent=True)  # type: ignore[arg-type]
+    source = (weights.get("ema") or weights["model"]) if isinstance(weights, dict) else weights
+    if isinstance(source, nn.Module):
+        fit = transfer.fitting(source, model)
+        weights = weights if fit is source else fit
+    result = original(model, weights, *args, **kwargs)
+    transfer.regrow_(model, blocks)
     return result
 
 

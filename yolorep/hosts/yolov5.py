@@ -14,8 +14,9 @@ from yolorep.errors import HostError
 from yolorep.hosts import foreign
 from yolorep.hosts.common import fuse_after_deploy, parse_planned, require
 from yolorep.hosts.hooks import Hooks
+from yolorep.hosts.transfer import check_room
 from yolorep.hosts.tree import SUPPORTED
-from yolorep.hosts.yolov5_training import wrap_optimizer
+from yolorep.hosts.yolov5_training import wrap_function, wrap_optimizer
 from yolorep.selection import stock_convs
 
 # Other projects have a `models.yolo` too, some with a `parse_model`; most have neither of these (YOLOv9 has both).
@@ -39,7 +40,13 @@ def attach(yolo: ModuleType) -> Hooks:
     hooks.wrap(yolo, "parse_model", _parse_model)
     hooks.wrap(yolo.BaseModel, "fuse", partial(_fuse, yolo))
     wrap_optimizer(hooks, yolo)
+    wrap_function(hooks, yolo, "utils.general", "intersect_dicts", _intersect_dicts)
     return hooks
+
+
+def _intersect_dicts(original: Any, source: Any, target: Any, *args: Any, **kwargs: Any) -> Any:
+    check_room(source, target)
+    return original(source, target, *args, **kwargs)
 
 
 def _parse_model(original: Any, *args: Any, **kwargs: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -49,12 +49,17 @@ def take_options(script: str, arguments: Sequence[str]) -> list[str]:
 
 
 def wrap_optimizer(hooks: Hooks, yolo: ModuleType) -> None:
-    """Hook the function of a tree that builds optimizers, and the script's own name for it if it has that already."""
-    utils = sys.modules.get(yolo.__name__.replace("models.yolo", "utils.torch_utils"))
-    build = getattr(utils, "smart_optimizer", None)
+    """Hook the function of a tree that builds optimizers."""
+    wrap_function(hooks, yolo, "utils.torch_utils", "smart_optimizer", _smart_optimizer)
+
+
+def wrap_function(hooks: Hooks, yolo: ModuleType, module: str, name: str, around: Callable[..., Any]) -> None:
+    """Hook a function of a tree's `module`, and the script's own name for it if it has that already."""
+    utils = sys.modules.get(yolo.__name__.replace("models.yolo", module))
+    function = getattr(utils, name, None)
     for owner in (utils, sys.modules.get("__main__")):
-        if build is not None and getattr(owner, "smart_optimizer", None) is build:
-            hooks.wrap(owner, "smart_optimizer", _smart_optimizer)
+        if function is not None and getattr(owner, name, None) is function:
+            hooks.wrap(owner, name, around)
 
 
 def _smart_optimizer(original: Any, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
