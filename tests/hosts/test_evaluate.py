@@ -1,4 +1,4 @@
-"""Boxes are matched one to one, and models are evaluated as they are stored."""
+"""Checkpoints answer for images and data sets as they are stored, whatever their task."""
 
 from __future__ import annotations
 
@@ -14,31 +14,8 @@ from tests.helpers import run_python
 from tests.hosts.yolov5_helpers import needs_package
 from tests.processes import yolorep
 from yolorep import VerifyError
-from yolorep.hosts import evaluate
+from yolorep.hosts import evaluate, unfused
 from yolorep.selection import rep_blocks
-
-BOX = [10.0, 20.0, 30.0, 40.0, 0.9, 1.0]
-
-
-def boxes(*changes: dict[int, float]) -> torch.Tensor:
-    return torch.tensor([[change.get(i, value) for i, value in enumerate(BOX)] for change in changes]).reshape(-1, 6)
-
-
-@pytest.mark.parametrize(
-    ("a", "b", "pairs"),
-    [
-        ([{}], [{}], [(0, 0)]),
-        ([{}], [{0: 10.4, 4: 0.9005}], [(0, 0)]),
-        ([{}], [{0: 10.6}], []),  # moved by more than half a pixel
-        ([{}], [{4: 0.902}], []),  # another confidence
-        ([{}], [{5: 2.0}], []),  # another class
-        ([{}, {0: 0.0}], [{0: 0.0}, {}], [(0, 1), (1, 0)]),  # in another order
-        ([{}, {}], [{}], [(0, 0)]),  # a box is matched once
-        ([], [{}], []),
-    ],
-)
-def test_match_pairs_boxes_once(a: list[dict], b: list[dict], pairs: list[tuple[int, int]]) -> None:
-    assert evaluate.match(boxes(*a), boxes(*b)) == pairs
 
 
 def test_image_files_accepts_a_file_and_a_folder(tiny_dataset: Path) -> None:
@@ -54,7 +31,7 @@ def test_unfused_keeps_the_branches_and_ends() -> None:
 
     fuse = BaseModel.fuse
     model = DetectionModel("yolov5n-rep.yaml", verbose=False).eval()
-    with evaluate.unfused():
+    with unfused.unfused():
         assert model.fuse(verbose=False) is model
         assert len(rep_blocks(model)) == 28
     assert BaseModel.fuse is fuse
@@ -64,12 +41,14 @@ def test_unfused_passes_over_a_module_that_is_no_host(monkeypatch: pytest.Monkey
     import ultralytics.nn.tasks  # noqa: F401
 
     monkeypatch.setitem(sys.modules, "models.yolo", ModuleType("models.yolo"))  # a package of another project
-    monkeypatch.setattr(evaluate, "attached", lambda: ["models.yolo", "ultralytics.nn.tasks", "yolov5.models.yolo"])
+    monkeypatch.setattr(unfused, "attached", lambda: ["models.yolo", "ultralytics.nn.tasks", "yolov5.models.yolo"])
     monkeypatch.delitem(sys.modules, "yolov5.models.yolo", raising=False)
     test_unfused_keeps_the_branches_and_ends()
 
 
-def test_map_is_of_one_image_at_a_time(tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_figures_are_of_one_image_at_a_time(
+    tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from ultralytics import YOLO
     from ultralytics.utils import nms
 
@@ -81,25 +60,26 @@ def test_map_is_of_one_image_at_a_time(tiny_dataset: Path, tmp_path: Path, monke
         return suppress(prediction, *args, **kwargs)
 
     monkeypatch.setattr(nms, "non_max_suppression", watch)
-    evaluate.mean_average_precision(tmp_path / "model.pt", tiny_dataset, imgsz=64)
+    evaluate.figures(evaluate.evaluator(tmp_path / "model.pt", imgsz=64), tiny_dataset)
     assert batches[-4:] == [1, 1, 1, 1]
 
 
 BUSY = """
 import itertools, sys, time
 from pathlib import Path
-from yolorep.hosts.evaluate import mean_average_precision
+from yolorep.hosts.evaluate import evaluator, figures
 weights, data = map(Path, sys.argv[1:])
-figures = [mean_average_precision(weights, data, imgsz=160)]
+checkpoint = evaluator(weights, imgsz=160)
+found = [figures(checkpoint, data)]
 ticks = itertools.count(0, 100)
 time.time = lambda: next(ticks)
-figures.append(mean_average_precision(weights, data, imgsz=160))
-print(*figures[0], *figures[1])
+found.append(figures(checkpoint, data))
+print(*found[0].values(), *found[1].values())
 """
 
 
 @needs_package
-def test_map_does_not_depend_on_how_busy_the_machine_is(coco_weights: Path, coco128: Path, tmp_path: Path) -> None:
+def test_figures_do_not_depend_on_how_busy_the_machine_is(coco_weights: Path, coco128: Path, tmp_path: Path) -> None:
     printed = run_python(BUSY, coco_weights, coco128 / "data.yaml", cwd=tmp_path)
     figures = [float(word) for word in printed.splitlines()[-1].split()]
     assert figures[2:] == pytest.approx(figures[:2], abs=1e-6)

@@ -52,7 +52,7 @@ def test_shipped_models_build_by_name_anywhere(yaml: str, tmp_path: Path, monkey
 
 
 def test_every_shipped_model_has_a_known_stock_form() -> None:
-    own_form = {"yolov5s-rep-k33.yaml", "yolov5s-repvgg.yaml"}
+    own_form = {"yolov5s-rep-k33.yaml", "yolov5s-repvgg.yaml", "yolov5n-seg-rep.yaml", "yolov5s-seg-rep.yaml"}
     assert set(DETECTORS) - set(STOCK) == own_form
 
 

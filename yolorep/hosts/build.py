@@ -21,12 +21,15 @@ def build(what: str, classes: int | None = None) -> nn.Module:
         BlockError, HostError: it is one, but cannot be built.
     """
     go_offline()
-    from ultralytics import YOLO
-    from ultralytics.nn.tasks import ClassificationModel
+    from ultralytics import RTDETR, YOLO
+    from ultralytics.nn.tasks import ClassificationModel, yaml_model_load
 
     try:
         with quiet():
-            model: Any = YOLO(what).model if classes is None else ClassificationModel(what, nc=classes, verbose=False)
+            if classes is not None:
+                return ClassificationModel(what, nc=classes, verbose=False)
+            head = str(yaml_model_load(what)["head"][-1][2])  # YOLO tells the task of every head but this one
+            model: Any = (RTDETR if head.startswith("RTDETR") else YOLO)(what).model
     except YolorepError:
         raise
     except FileNotFoundError:

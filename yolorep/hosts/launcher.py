@@ -20,6 +20,8 @@ from yolorep.hosts.shipped import find_yaml
 from yolorep.hosts.tree import find_script, find_tree
 from yolorep.hosts.yolov5_training import take_options
 
+LEAVES = "classify/train.py"  # goes to its tree's folder before it looks for its model and data
+
 
 def run_script(script: str, arguments: Sequence[str], repo: Path | None = None) -> None:
     """Run `script` of a YOLOv5 tree as `python script arguments` would, from the user's working directory.
@@ -33,7 +35,10 @@ def run_script(script: str, arguments: Sequence[str], repo: Path | None = None) 
     """
     tree = find_tree(repo)
     path = find_script(tree, script)
-    arguments = take_options(path.relative_to(tree).as_posix(), arguments)
+    script = path.relative_to(tree).as_posix()
+    arguments = take_options(script, arguments)
+    if script == LEAVES:
+        arguments = _named_in_full(arguments)
     with _started_from(path, arguments):
         make_runnable(tree)
         for name in ("utils.general", "yolov5.utils.general"):
@@ -62,6 +67,17 @@ def _started_from(path: Path, arguments: Sequence[str]) -> Iterator[None]:
         yield
     finally:
         sys.argv[:], sys.path[:] = argv, folders
+
+
+def _named_in_full(arguments: Sequence[str]) -> list[str]:
+    """Arguments in which the model and the data, where they are found from here, have absolute paths."""
+    result = []
+    for previous, argument in zip(("", *arguments), arguments, strict=False):
+        name, equals, value = argument.partition("=") if argument.startswith("--") else (previous, "", argument)
+        if name in ("--model", "--data") and Path(value).exists() and value:
+            argument = f"{name}={Path(value).resolve()}" if equals else str(Path(value).resolve())
+        result.append(argument)
+    return result
 
 
 def _check_file(original: Any, file: Any, *args: Any, **kwargs: Any) -> Any:
