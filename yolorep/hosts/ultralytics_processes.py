@@ -6,10 +6,18 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
+from torch import nn
+
 import yolorep
+from yolorep.errors import HostError
 from yolorep.hosts.common import require
 from yolorep.hosts.hooks import Hooks
 from yolorep.hosts.offline import is_offline
+from yolorep.selection import rep_blocks
+
+SUPPORTED = "ultralytics 8.2 to 8.4"
+TRAIN = "trainer.train()"
 
 
 def attach(dist: ModuleType) -> Hooks:
@@ -18,17 +26,21 @@ def attach(dist: ModuleType) -> Hooks:
     Raises:
         HostError: this version has no place for a hook.
     """
-    require(dist, "generate_ddp_file", supported="ultralytics 8.2 to 8.4")
+    require(dist, "generate_ddp_file", "ddp_cleanup", supported=SUPPORTED)
     hooks = Hooks()
     hooks.wrap(dist, "generate_ddp_file", _generate)
+    hooks.wrap(dist, "ddp_cleanup", _clean_up)
     return hooks
 
 
-def _generate(original: Any, *args: Any, **kwargs: Any) -> Any:
-    """The host's script begins with what this process has: a model named by its YAML is found by the hooks alone."""
-    file = original(*args, **kwargs)
+def _generate(original: Any, trainer: Any, *args: Any, **kwargs: Any) -> Any:
+    """The host's script, which begins with the hooks: they find a model that is named by a shipped YAML."""
+    file = original(trainer, *args, **kwargs)
     script = Path(file)
-    script.write_text(_preamble() + script.read_text(encoding="utf-8"), encoding="utf-8")
+    text = script.read_text(encoding="utf-8")
+    if not _state(file).exists() and isinstance(trainer.model, nn.Module) and rep_blocks(trainer.model):
+        text = _with_model(text, trainer.model, _state(file))
+    script.write_text(_preamble() + text, encoding="utf-8")
     return file
 
 
@@ -38,3 +50,26 @@ def _preamble() -> str:
     if is_offline():
         lines += ["from yolorep.hosts.offline import go_offline", "go_offline()"]
     return "\n".join(lines) + "\n"
+
+
+def _with_model(script: str, model: nn.Module, state: Path) -> str:
+    """The script of a host before 8.4, which would build the model from its file again, as it was before `rep=`."""
+    before, found, after = script.partition(TRAIN)
+    if not found:
+        raise HostError(f"ultralytics' script for several devices has no {TRAIN}; supported: {SUPPORTED}")
+    torch.save(model, state)
+    first, _, assigned = before.rpartition("\n    ")
+    load = f"import torch\n    trainer.model = torch.load({str(state)!r}, weights_only=False)"
+    return f"{first}\n    {load}\n    {assigned}{TRAIN}{after}"
+
+
+def _clean_up(original: Any, trainer: Any, file: Any, *args: Any, **kwargs: Any) -> Any:
+    try:
+        return original(trainer, file, *args, **kwargs)
+    finally:
+        _state(file).unlink(missing_ok=True)
+
+
+def _state(file: Any) -> Path:
+    """Where the processes find the model: beside the script, as in the host since 8.4."""
+    return Path(file).with_suffix(".pt")
