@@ -14,6 +14,7 @@ from tests.foreign import classifiers
 from tests.foreign import lookalikes as like
 from tests.helpers import assert_same, randomize_, relative_error
 from yolorep import FoldError, deploy, fold
+from yolorep.foreign import foreign_blocks
 
 C = 8
 WRONG = 1e-3  # a relative error that no rounding explains
@@ -71,7 +72,9 @@ def test_their_fold_is_wrong_and_ours_is_right(case: str) -> None:
     else:
         theirs(copy)
         assert relative_error(expected, copy(x)) > WRONG
-    assert_same(expected, deploy(block)(x))
+    deployed = deploy(block)
+    assert foreign_blocks(deployed) == [], "it is folded, not left as it is"
+    assert_same(expected, deployed(x))
 
 
 def test_their_half_precision_fold_is_float32_and_ours_is_not() -> None:
