@@ -218,11 +218,14 @@ def _console() -> Console:
 
 
 def _ultralytics(mode: str, arguments: list[str]) -> None:
+    from yolorep.hosts.damage import check_whole
     from yolorep.hosts.offline import go_offline
     from yolorep.hosts.train_options import from_pairs
     from yolorep.hosts.ultralytics_training import options_of_command
 
     go_offline()
+    for argument in arguments:
+        check_whole(Path(argument.partition("=")[2]))  # model= or resume=
     theirs, ours = from_pairs(arguments)
     if ours and mode != "train":
         raise UsageError(f"{next(iter(ours))}= is an option of train; {mode} takes a rep checkpoint as it is")

@@ -11,6 +11,7 @@ from typing import Any
 import wrapt
 
 from yolorep.errors import HostError
+from yolorep.hosts.damage import check_whole
 
 _offline = False
 ENVIRONMENT = {"YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false", "YOLOv5_AUTOINSTALL": "false"}
@@ -77,6 +78,7 @@ def _local(file: Any, *args: Any, **kwargs: Any) -> str:
     """In place of `attempt_download`: the file, if it is on disk."""
     path = Path(str(file).strip().replace("'", ""))
     if path.exists():
+        check_whole(path)
         return str(path)
     raise HostError(f"{path} does not exist and is not downloaded; accepted: a file, or '' to train from scratch")
 
