@@ -11,7 +11,8 @@ from torch import nn
 from yolorep.errors import CheckpointError, VerifyError
 from yolorep.foreign import foreign_blocks
 from yolorep.hosts import checkpoints, evaluate
-from yolorep.selection import own_blocks, rep_blocks
+from yolorep.model import own_blocks
+from yolorep.selection import rep_blocks
 from yolorep.surgery import deploy, expand
 from yolorep.verify import verify_stored
 

@@ -22,8 +22,6 @@ STOCK_CONVS = {
     for module in ("ultralytics.nn.modules.conv", "models.common", "yolov5.models.common")
     for name in ("Conv", "DWConv")
 }
-# The rep blocks that ultralytics builds, and whose branches its own `fuse` adds up.
-OWN_BLOCKS = {("ultralytics.nn.modules.conv", "RepConv"), ("ultralytics.nn.modules.block", "RepVGGDW")}
 
 
 def stock_convs(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -36,18 +34,6 @@ def stock_convs(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def is_stock_conv(module: nn.Module) -> bool:
     """Whether a layer is, by its class, a host's own convolution + batch norm + activation, fused or not."""
     return (type(module).__module__, type(module).__name__) in STOCK_CONVS
-
-
-def of_ultralytics(model: nn.Module) -> bool:
-    """Whether this is, by its class, a whole model of ultralytics, not one of its layers."""
-    return any(kind.__module__ == "ultralytics.nn.tasks" for kind in type(model).__mro__)
-
-
-def own_blocks(model: nn.Module) -> list[nn.Module]:
-    """The rep blocks that are stock, with the branches that they have: ultralytics' own, in a model of its own."""
-    if not of_ultralytics(model):
-        return []
-    return [m for m in model.modules() if (type(m).__module__, type(m).__name__) in OWN_BLOCKS]
 
 
 def rep_blocks(model: nn.Module) -> list[str]:

@@ -26,16 +26,8 @@ from yolorep.errors import BlockError, HostError
 from yolorep.fold import to_conv
 from yolorep.foreign import folded
 from yolorep.heads import pool_and_classify_
-from yolorep.selection import (
-    Select,
-    chosen,
-    is_stock_conv,
-    listed,
-    nothing_to_expand,
-    of_ultralytics,
-    own_blocks,
-    stock_convs,
-)
+from yolorep.model import dialect_of, own_blocks, unwrapped
+from yolorep.selection import Select, chosen, is_stock_conv, listed, nothing_to_expand, stock_convs
 
 Model = TypeVar("Model", bound=nn.Module)
 PLAIN = "plain"
@@ -61,11 +53,11 @@ def expand(
     check_options(block, identity)
     model = model if inplace else deepcopy(model)
     core = unwrapped(model)
-    if "rep" in (getattr(core, "yaml", None) or {}):
-        raise HostError(f"{type(core).__name__} is already expanded, by {core.yaml['rep']}; deploy() it first")  # type: ignore
     named = list(stock_convs(core))
     if not named:
         raise nothing_to_expand(core)
+    if "rep" in (getattr(core, "yaml", None) or {}):
+        raise HostError(f"{type(core).__name__} is already expanded, by {core.yaml['rep']}; deploy() it first")  # type: ignore
     layers = chosen(named, select, block, identity)
     grow_(layers, rows.Options(block, identity), silent=True)
     _write_policy(core, block, identity, select, [name for name, _ in layers])
@@ -171,20 +163,6 @@ def grow_policy_(layers: nn.Sequential, policy: rows.Options, *, silent: bool) -
     """Grow what a policy asks for on those of a model's layers that are stock. Raises BlockError as `chosen`."""
     named = [(f"model.{name}", layer) for name, layer in stock_convs(layers)]
     grow_(chosen(named, policy.select, policy.block, policy.identity), policy, silent=silent)
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The host's model inside `DataParallel`, `DistributedDataParallel` or ultralytics' `YOLO`; else `model` itself."""
-    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        return model.module
-    if any(kind.__module__ == "ultralytics.engine.model" for kind in type(model).__mro__):
-        return model.model  # type: ignore[return-value]
-    return model
-
-
-def dialect_of(model: nn.Module) -> rows.Dialect:
-    """How the model's host writes its YAML."""
-    return rows.ULTRALYTICS if of_ultralytics(model) else rows.YOLOV5
 
 
 @contextmanager

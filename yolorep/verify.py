@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from yolorep.errors import VerifyError, first_line
+from yolorep.model import unwrapped
 from yolorep.selection import rep_blocks
 from yolorep.surgery import evaluating
 
@@ -84,13 +85,15 @@ class Report:
 def verify(before: nn.Module, after: nn.Module, x: Tensor | None = None) -> Report:
     """Compare two models in evaluation mode: each rep block with its counterpart on the same input, then the outputs.
 
-    before, after: models of the same structure, one of which has rep blocks (or neither: then end to end alone).
+    before, after: models of the same structure, one of which has rep blocks (or neither: then end to end alone). Of a
+        compiled model, or of ultralytics' `YOLO`, the model inside is compared.
     x: input, (batch, channels, height, width); by default two images of noise of a size that suits the strides.
     Both models are left as they were.
 
     Raises:
         VerifyError: outputs differ in number or shape, or a block has no counterpart that takes its input.
     """
+    before, after = unwrapped(before), unwrapped(after)
     x = example_input(before) if x is None else x
     names = sorted({*rep_blocks(before), *rep_blocks(after)} - {""})
     rows: list[Row] = []

@@ -13,7 +13,7 @@ from torch import nn
 from tests.helpers import assert_same, randomize_
 from yolorep import deploy, expand
 from yolorep.foreign import foreign_blocks
-from yolorep.selection import own_blocks
+from yolorep.model import own_blocks
 
 FAMILIES = {"repvgg_a0": 22, "mobileone_s0": 43, "fastvit_t8": 20, "repvit_m1": 23}
 C = 8

@@ -17,9 +17,10 @@ from yolorep import rows
 from yolorep.blocks import BLOCKS, Conv_C3
 from yolorep.errors import UsageError, first_line
 from yolorep.hosts.build import build, quiet
+from yolorep.model import dialect_of
 from yolorep.results import TASKS
 from yolorep.selection import rep_blocks
-from yolorep.surgery import deploy, dialect_of
+from yolorep.surgery import deploy
 
 UNFUSED, DEPLOYED, STOCK, CONVOLUTION = "unfused", "deployed", "stock", "convolution"
 TORCHVISION = "torchvision:"

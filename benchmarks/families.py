@@ -1,0 +1,109 @@
+"""Every model family and task of both hosts: expanded, deployed, fused and exported.
+
+    python benchmarks/families.py
+    python benchmarks/families.py --repo ../yolov5
+    python benchmarks/families.py yolo11n* --formats torchscript onnx openvino
+
+Writes benchmarks/results/families.json, in which rows that are not measured again stay as they are, and prints them as
+tables in Markdown. --repo: a YOLOv5 tree, whose models are then measured instead of ultralytics'. --formats: export the
+first model of each family and task, instead, and run what comes out; each format's converter and runtime must be here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import safer
+import torch
+from exports import parity
+from roundtrip import roundtrip
+from tables import tables
+from zoo import TREE, Model, models, yolo
+
+from yolorep.bench.report import machine
+from yolorep.bench.run import Settings
+from yolorep.errors import YolorepError
+from yolorep.hosts.build import quiet
+from yolorep.hosts.compat import tree_modules
+from yolorep.hosts.offline import go_offline
+
+FILE = Path(__file__).parent / "results" / "families.json"
+
+
+def main() -> None:
+    """Measure what the command line asks for, one model after the other; each is written when it is done."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", default=["*"], help="patterns of model names, by default all")
+    parser.add_argument("--repo", type=Path, help="a YOLOv5 tree")
+    parser.add_argument("--formats", nargs="+", default=[], help="ultralytics' names of export formats")
+    parser.add_argument("--out", type=Path, default=FILE)
+    options = parser.parse_args()
+    go_offline()
+    try:
+        if options.repo is not None:
+            tree_modules(options.repo)
+        for model in models():
+            asked = any(fnmatchcase(model.name, pattern) for pattern in options.names)
+            if asked and (model.family == TREE) == (options.repo is not None):
+                for row in rows(model, options.formats):
+                    record(options.out, model, row)
+    except YolorepError as error:
+        sys.exit(f"{parser.prog}: {error}")
+    print(tables(read(options.out)["models"]))
+
+
+def rows(model: Model, formats: list[str]) -> Any:
+    """What is measured of one model: its exports to `formats`, if there are any, or else its way there and back."""
+    if formats:
+        return ({"exports": {form: parity(yolo(model.yaml), form)}} for form in formats if model.exported)
+    with quiet():
+        return [asdict(roundtrip(model.built(), fuse_in=torch.float32 if model.family == TREE else torch.float64))]
+
+
+def record(file: Path, model: Model, row: dict[str, Any]) -> None:
+    """Put what was measured in the place of what the file had of it."""
+    before, order = read(file), [m.name for m in models()]
+    old = before["models"].get(model.name, {})
+    exports = {**old.get("exports", {}), **row.get("exports", {})}
+    new = {"family": model.family, "task": model.task, **old, **row, "exports": exports}
+    kept = {**before["models"], model.name: new}
+    content = {
+        "machine": machine(Settings()),
+        "versions": {**before.get("versions", {}), **versions()},
+        "models": {name: kept[name] for name in sorted(kept, key=order.index)},
+    }
+    with safer.open(file, "w") as stream:
+        stream.write(json.dumps(content, indent=1) + "\n")
+    print(model.name, row, flush=True)
+
+
+def read(file: Path) -> dict[str, Any]:
+    """What has been recorded."""
+    return json.loads(file.read_text()) if file.exists() else {"models": {}}
+
+
+def versions() -> dict[str, str]:
+    """The versions of torch, of the host, and of those runtimes that were imported to run an exported file."""
+    names = (
+        "torch",
+        "ultralytics",
+        "onnxruntime",
+        "openvino",
+        "ncnn",
+        "MNN",
+        "paddle",
+        "ai_edge_litert",
+        "coremltools",
+    )
+    found = {name: getattr(sys.modules.get(name), "__version__", None) for name in names}
+    return {name: str(version) for name, version in found.items() if version is not None}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""The recorded rows of `families.py` as tables in Markdown, in which no cell is empty without its reason."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from zoo import FAMILIES, TASKS, TREE
+
+Rows = dict[str, dict[str, Any]]
+STEPS = ("expand", "deploy", "fuse")
+
+
+def tables(rows: Rows) -> str:
+    """Both tables: the way there and back, and the exports."""
+    return f"{roundtrips(rows)}\n\n{exports(rows)}"
+
+
+def roundtrips(rows: Rows) -> str:
+    """A line for each family and task; the largest error of its models in each column."""
+    heads = (
+        "family",
+        "task",
+        "models",
+        "expanded / all",
+        *STEPS,
+        "stock keys",
+        "batch norms left by fuse, stock's fuse",
+    )
+    lines = head(heads)
+    for family, tasks in FAMILIES.items():
+        for task in tasks:
+            cells = {name: row for name, row in of(rows, family, task).items() if "expanded" in row}
+            lines.append(line([family, task, *(summary(cells) if cells else ["not measured"] * (len(heads) - 2))]))
+        absent = ", ".join(task for task in TASKS if task not in tasks)
+        if absent:
+            lines.append(line([family, absent, "the host has no such model", *["—"] * (len(heads) - 3)]))
+    return "\n".join(lines)
+
+
+def summary(rows: Rows) -> list[str]:
+    """The cells that the models of one family and task share."""
+    done = list(rows.values())
+    return [
+        ", ".join(rows),
+        ", ".join(f"{row['expanded']}/{row['of']}" for row in done),
+        *(figure(max(row[step] for row in done)) for step in STEPS),
+        "yes"
+        if all(row["keys"] for row in done)
+        else "no: " + ", ".join(n for n, row in rows.items() if not row["keys"]),
+        ", ".join(dict.fromkeys(f"{row['norms_left']}, {row['norms']}" for row in done)),
+    ]
+
+
+def exports(rows: Rows) -> str:
+    """A line for each exported model, a column for each format; reasons below."""
+    formats = list(dict.fromkeys(form for row in rows.values() for form in row.get("exports", ())))
+    lines, notes = head(("model", "task", *formats)), []
+    for name, row in rows.items():
+        if row.get("exports"):
+            cells = []
+            for form in formats:
+                value = row["exports"].get(form, "not measured")
+                if isinstance(value, str) and value not in notes:
+                    notes.append(value)
+                cells.append(f"({notes.index(value) + 1})" if isinstance(value, str) else figure(value))
+            lines.append(line([name, row["task"], *cells]))
+    if any(row["family"] == TREE for row in rows.values()):
+        lines.append(line([TREE, "all", *["exported by the tree's own export.py"] * len(formats)]))
+    return "\n".join([*lines, "", *(f"({i}) {note}" for i, note in enumerate(notes, 1))])
+
+
+def of(rows: Rows, family: str, task: str) -> Rows:
+    """The rows of one family and task."""
+    return {name: row for name, row in rows.items() if (row["family"], row["task"]) == (family, task)}
+
+
+def figure(error: float) -> str:
+    """An error as it is printed."""
+    return "0" if error == 0 else f"{error:.0e}"
+
+
+def head(cells: tuple[str, ...]) -> list[str]:
+    """The first two lines of a table."""
+    return [line(list(cells)), "|" + "---|" * len(cells)]
+
+
+def line(cells: list[str]) -> str:
+    """One line of a table."""
+    return f"| {' | '.join(cells)} |"

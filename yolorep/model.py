@@ -1,0 +1,38 @@
+"""A host's whole model: what it may be wrapped in, whose it is, and which rep blocks are its own."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from yolorep import rows
+
+# (module, class) of the rep blocks that ultralytics builds, and whose branches its own `fuse` adds up.
+OWN_BLOCKS = {("ultralytics.nn.modules.conv", "RepConv"), ("ultralytics.nn.modules.block", "RepVGGDW")}
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The host's model inside `torch.compile`, data parallelism or ultralytics' `YOLO`; else `model` itself."""
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        return unwrapped(model.module)
+    if type(model).__name__ == "OptimizedModule":  # by name: torch imports its compiler only where it is used
+        return unwrapped(model._orig_mod)  # type: ignore[arg-type]
+    if any(kind.__module__ == "ultralytics.engine.model" for kind in type(model).__mro__):
+        return model.model  # type: ignore[return-value]
+    return model
+
+
+def of_ultralytics(model: nn.Module) -> bool:
+    """Whether this is, by its class, a whole model of ultralytics, not one of its layers."""
+    return any(kind.__module__ == "ultralytics.nn.tasks" for kind in type(model).__mro__)
+
+
+def dialect_of(model: nn.Module) -> rows.Dialect:
+    """How the model's host writes its YAML."""
+    return rows.ULTRALYTICS if of_ultralytics(model) else rows.YOLOV5
+
+
+def own_blocks(model: nn.Module) -> list[nn.Module]:
+    """The rep blocks that are stock, with the branches that they have: ultralytics' own, in a model of its own."""
+    if not of_ultralytics(model):
+        return []
+    return [m for m in model.modules() if (type(m).__module__, type(m).__name__) in OWN_BLOCKS]
