@@ -254,7 +254,7 @@ def test_yolov5_expands_a_stock_checkpoint_and_resumes(coco_weights: Path, tiny_
     (weights / "last.pt").unlink()
     launch("train.py", "--resume", "runs/rep/weights/epoch0.pt", cwd=tmp_path)
     policy = {"block": "repvgg", "identity": "auto", "select": [1, "model.2.*"]}
-    assert run_python(SHOW, weights / "last.pt").splitlines()[-1] == f"3 2 {policy} True"
+    assert run_python(SHOW, weights / "last.pt").splitlines()[-1] == f"6 2 {policy} True"
 
 
 @pytest.mark.parametrize(
