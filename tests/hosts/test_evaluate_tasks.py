@@ -35,7 +35,7 @@ class Case:
 CASES = [
     Case("yolo11n.yaml", "detect", "cv2", MAPS),
     Case("yolo26n.yaml", "detect", "cv2", MAPS),
-    Case("yolov8n-rtdetr.yaml", "detect", "dec_bbox_head", MAPS),  # no NMS
+    Case("yolov8n-rtdetr.yaml", "detect", "dec_score_head", MAPS),  # no NMS
     Case("yolo11n-seg.yaml", "segment", "proto", [*MAPS, "mask mAP50", "mask mAP50-95"]),
     Case("yolo11n-pose.yaml", "pose", "cv4", [*MAPS, "pose mAP50", "pose mAP50-95"]),
     Case("yolo11n-obb.yaml", "obb", "cv4", MAPS),
