@@ -34,7 +34,7 @@ def every_block() -> nn.Sequential:
     return nn.Sequential(*kept, changed[0], Conv_C3(16, 8, 1), *(nn.Sequential(c, Conv_C3(16, 8)) for c in changed[1:]))
 
 
-def train(model: nn.Module, images: Tensor, steps: int = 3) -> list[str]:
+def train(model: nn.Module, images: Tensor, steps: int = 2) -> list[str]:
     """A few steps; the parameters that had no gradient in one of them."""
     optimizer, idle = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9), set()
     for _ in range(steps):
@@ -46,8 +46,8 @@ def train(model: nn.Module, images: Tensor, steps: int = 3) -> list[str]:
 
 
 def images_of(rank: int | None = None) -> Tensor:
-    """(4, 8, 32, 32) for each process, or all of them together."""
-    every = torch.rand(PROCESSES * 4, 8, 32, 32, dtype=torch.double, generator=torch.Generator().manual_seed(1))
+    """(4, 8, 16, 16) for each process, or all of them together."""
+    every = torch.rand(PROCESSES * 4, 8, 16, 16, dtype=torch.double, generator=torch.Generator().manual_seed(1))
     return every if rank is None else every[rank * 4 : rank * 4 + 4]
 
 
