@@ -35,4 +35,9 @@ def own_blocks(model: nn.Module) -> list[nn.Module]:
     """The rep blocks that are stock, with the branches that they have: ultralytics' own, in a model of its own."""
     if not of_ultralytics(model):
         return []
-    return [m for m in model.modules() if (type(m).__module__, type(m).__name__) in OWN_BLOCKS]
+    return [m for m in model.modules() if is_own_block(m)]
+
+
+def is_own_block(module: nn.Module) -> bool:
+    """Whether a layer is, by its class, a rep block that ultralytics builds."""
+    return (type(module).__module__, type(module).__name__) in OWN_BLOCKS

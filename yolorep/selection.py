@@ -12,6 +12,7 @@ from yolorep.blocks.conv_c3 import Conv_C3
 from yolorep.blocks.registry import block_of
 from yolorep.blocks.site import Site
 from yolorep.errors import BlockError, HostError
+from yolorep.model import is_own_block
 
 Select = str | int | Sequence[str | int] | Callable[[str, nn.Module], bool] | None
 Named = list[tuple[str, nn.Module]]
@@ -25,9 +26,11 @@ STOCK_CONVS = {
 
 
 def stock_convs(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The hosts' own, unfused convolution layers in `model`, by name."""
+    """The hosts' own, unfused convolution layers in `model`, by name, but for the branches of the hosts' rep blocks."""
+    branches = {id(branch) for block in model.modules() if is_own_block(block) for branch in block.children()}
     for name, module in model.named_modules():
-        if is_stock_conv(module) and isinstance(getattr(module, "bn", None), _BatchNorm):
+        unfused = is_stock_conv(module) and isinstance(getattr(module, "bn", None), _BatchNorm)
+        if unfused and id(module) not in branches:
             yield name, module
 
 
