@@ -14,8 +14,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from fnmatch import fnmatchcase
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +64,24 @@ def main() -> None:
 def rows(model: Model, formats: list[str]) -> Any:
     """What is measured of one model: its exports to `formats`, if there are any, or else its way there and back."""
     if formats:
-        return ({"exports": {form: parity(yolo(model.yaml), form)}} for form in formats if model.exported)
+        return ({"exports": {form: apart(model, form)}} for form in formats if model.exported)
     with quiet():
         return [asdict(roundtrip(model.built(), fuse_in=torch.float32 if model.family == TREE else torch.float64))]
+
+
+def apart(model: Model, form: str) -> float | str:
+    """The parity of one export, in a process of its own: a converter may crash its process."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        try:
+            return pool.submit(exported, model, form).result()
+        except BrokenProcessPool:
+            return "the converter or its runtime crashed the process"
+
+
+def exported(model: Model, form: str) -> float | str:
+    """The parity of one export, in this process."""
+    go_offline()
+    return parity(yolo(model.yaml), form)
 
 
 def record(file: Path, model: Model, row: dict[str, Any]) -> None:

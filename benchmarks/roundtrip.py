@@ -46,7 +46,8 @@ def roundtrip(stock: nn.Module, *, fuse_in: torch.dtype = torch.float64) -> Roun
     """Measure one model of a host. fuse_in: what its `fuse` takes; a YOLOv5 tree's takes float32 alone."""
     stock = randomize_(stock.eval().double())
     first = next(m for m in stock.modules() if isinstance(m, nn.Conv2d))
-    image = torch.rand(2, first.in_channels, SIDE, SIDE, generator=generator(), dtype=torch.float64)
+    side = max(SIDE, int(torch.as_tensor(stock.stride).max()))
+    image = torch.rand(2, first.in_channels, side, side, generator=generator(), dtype=torch.float64)
     convs, before = len(list(stock_convs(stock))), layout(stock)
     rep = yolorep.expand(stock)
     expanded = rep_blocks(rep)

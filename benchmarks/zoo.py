@@ -36,7 +36,7 @@ FAMILIES: dict[str, dict[str, tuple[str, ...]]] = {
         "segment": ("yolo11n-seg.yaml",),
         "pose": ("yolo11n-pose.yaml",),
         "obb": ("yolo11n-obb.yaml",),
-        "classify": ("yolo11n-cls.yaml", "yolo11n-cls-resnet18.yaml"),
+        "classify": ("yolo11n-cls.yaml",),  # yolo11-cls-resnet18 downloads the weights of its backbone
     },
     "YOLOE 11": {"detect": ("yoloe-11n.yaml",), "segment": ("yoloe-11n-seg.yaml",)},
     "12": {

@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tests.helpers import randomize_
 from yolorep import C3, Conv_C3, VerifyError, deploy, verify
@@ -135,6 +135,32 @@ def test_verify_stored_sees_the_values_and_not_the_arithmetic() -> None:
     assert {v.dtype for m in (before, after) for v in m.state_dict().values() if v.is_floating_point()} == {
         torch.float32
     }
+
+
+class Ranked(nn.Module):
+    """A head that gives the largest of its scores first, and which they are, as those without NMS do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.postprocess(x.mean((2, 3)))
+
+    def postprocess(self, scores: Tensor) -> Tensor:
+        values, order = scores.sort(descending=True, stable=True)
+        return torch.stack((values, order.to(values)))
+
+
+def test_verify_stored_passes_answers_of_nearly_the_same_score() -> None:
+    """The second score is larger by less than float32 has digits, so that folding makes the two equal."""
+    block = Conv_C3(1, 2, act=False, identity="none").eval()
+    with torch.no_grad():
+        block.conv.weight.fill_(0.5)
+        block.branch_1x1.conv.weight.copy_(torch.tensor([0, 1e-9]).view(2, 1, 1, 1))
+    before = nn.Sequential(block, Ranked())
+    after = deploy(before)
+    x = torch.rand(1, 1, 8, 8, dtype=torch.float64)
+    ranks = [copy.deepcopy(m).double()(x)[1].tolist() for m in (before, after)]
+    assert ranks == [[[1, 0]], [[0, 1]]]
+    assert verify_stored(before, after).ok
+    assert "postprocess" not in vars(before[1])
 
 
 def test_verify_stored_reports_half_without_judging_it() -> None:

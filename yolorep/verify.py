@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from io import StringIO
@@ -99,8 +99,9 @@ def verify(before: nn.Module, after: nn.Module, x: Tensor | None = None) -> Repo
     rows: list[Row] = []
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
-        stack.enter_context(evaluating(before))
-        stack.enter_context(evaluating(after))
+        for model in (before, after):
+            stack.enter_context(evaluating(model))
+            stack.enter_context(_unranked(model))
         for name in names:
             hook = _comparison(name, _counterpart(after, name), rows)
             stack.callback(_counterpart(before, name).register_forward_hook(hook).remove)
@@ -134,6 +135,19 @@ def example_input(model: nn.Module) -> Tensor:
     side = max(LEAST_SIDE, 4 * int(stride.max())) if isinstance(stride, Tensor) else LEAST_SIDE
     noise = torch.rand(2, first.in_channels, side, side, generator=torch.Generator().manual_seed(0))
     return noise.to(first.weight)
+
+
+@contextmanager
+def _unranked(model: nn.Module) -> Iterator[None]:
+    """Heads that answer with the best few boxes alone give them all: rounding swaps two of nearly the same score."""
+    heads = [m for m in model.modules() if callable(getattr(m, "postprocess", None))]
+    for head in heads:
+        head.__dict__["postprocess"] = lambda *answers: answers
+    try:
+        yield
+    finally:
+        for head in heads:
+            del head.__dict__["postprocess"]
 
 
 def _counterpart(model: nn.Module, name: str) -> nn.Module:
