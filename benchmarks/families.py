@@ -4,9 +4,9 @@
     python benchmarks/families.py --repo ../yolov5
     python benchmarks/families.py yolo11n* --formats torchscript onnx openvino
 
-Writes benchmarks/results/families.json, in which rows that are not measured again stay as they are, and prints them as
-tables in Markdown. --repo: a YOLOv5 tree, whose models are then measured instead of ultralytics'. --formats: export the
-first model of each family and task, instead, and run what comes out; each format's converter and runtime must be here.
+Writes benchmarks/results/families.json, in which rows that are not measured again stay as they are, and its tables as
+families.md. --repo: a YOLOv5 tree, whose models are then measured instead of ultralytics'. --formats: export the first
+model of each family and task, instead, and run what comes out; each format's converter and runtime must be here.
 """
 
 from __future__ import annotations
@@ -16,8 +16,11 @@ import json
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import asdict
+from datetime import date
 from fnmatch import fnmatchcase
+from importlib.metadata import PackageNotFoundError, version
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -58,7 +61,10 @@ def main() -> None:
                     record(options.out, model, row)
     except YolorepError as error:
         sys.exit(f"{parser.prog}: {error}")
-    print(tables(read(options.out)["models"]))
+    text = tables(read(options.out)["models"])
+    with safer.open(options.out.with_suffix(".md"), "w") as file:
+        file.write(f"# Every model there and back, by `benchmarks/families.py`\n\n{text}\n")
+    print(text)
 
 
 def rows(model: Model, formats: list[str]) -> Any:
@@ -92,6 +98,7 @@ def record(file: Path, model: Model, row: dict[str, Any]) -> None:
     new = {"family": model.family, "task": model.task, **old, **row, "exports": exports}
     kept = {**before["models"], model.name: new}
     content = {
+        "date": date.today().isoformat(),
         "machine": machine(Settings()),
         "versions": {**before.get("versions", {}), **versions()},
         "models": {name: kept[name] for name in sorted(kept, key=order.index)},
@@ -107,20 +114,14 @@ def read(file: Path) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """The versions of torch, of the host, and of those runtimes that were imported to run an exported file."""
-    names = (
-        "torch",
-        "ultralytics",
-        "onnxruntime",
-        "openvino",
-        "ncnn",
-        "MNN",
-        "paddle",
-        "ai_edge_litert",
-        "coremltools",
-    )
-    found = {name: getattr(sys.modules.get(name), "__version__", None) for name in names}
-    return {name: str(version) for name, version in found.items() if version is not None}
+    """The versions of what is installed here of torch, the hosts, and the runtimes of exported files."""
+    hosts = ("yolorep", "torch", "ultralytics")
+    runtimes = ("onnxruntime", "openvino", "ncnn", "MNN", "paddlepaddle", "ai-edge-litert", "executorch", "coremltools")
+    found = {}
+    for name in (*hosts, *runtimes):
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ def roundtrips(rows: Rows) -> str:
         "expanded / all",
         *STEPS,
         "stock keys",
-        "batch norms left by fuse, stock's fuse",
+        "batch norms left by fuse / by stock's",
     )
     lines = head(heads)
     for family, tasks in FAMILIES.items():
@@ -41,13 +41,13 @@ def summary(rows: Rows) -> list[str]:
     """The cells that the models of one family and task share."""
     done = list(rows.values())
     return [
-        ", ".join(rows),
+        ", ".join(name.removesuffix(f" of a {TREE}") for name in rows),
         ", ".join(f"{row['expanded']}/{row['of']}" for row in done),
         *(figure(max(row[step] for row in done)) for step in STEPS),
         "yes"
         if all(row["keys"] for row in done)
         else "no: " + ", ".join(n for n, row in rows.items() if not row["keys"]),
-        ", ".join(dict.fromkeys(f"{row['norms_left']}, {row['norms']}" for row in done)),
+        ", ".join(dict.fromkeys(f"{row['norms_left']}/{row['norms']}" for row in done)),
     ]
 
 
