@@ -70,6 +70,15 @@ def assert_same_outputs(expected: Any, got: Any) -> None:
         assert_same(one, other)
 
 
+def sure_(model: nn.Module) -> nn.Module:
+    """Make a host's model find things: its class scores become about one half, where a fresh head says nearly none."""
+    for layer in model.model[-1].modules():  # type: ignore[index, union-attr]
+        bias = getattr(layer, "bias", None)
+        if isinstance(layer, (nn.Conv2d, nn.Linear)) and bias is not None and len(bias) == len(model.names):  # type: ignore[arg-type]
+            nn.init.zeros_(bias)
+    return model
+
+
 def snapshot(model: nn.Module) -> dict[str, Any]:
     """All that a failed or copying operation must leave alone."""
     state = {key: value.clone() for key, value in model.state_dict().items()}
