@@ -11,9 +11,12 @@ import torch
 from torch import nn
 
 from tests.helpers import assert_same, randomize_
-from yolorep import deploy, expand
+from yolorep import BlockError, deploy, expand
 from yolorep.foreign import foreign_blocks
 from yolorep.model import own_blocks
+from yolorep.rows import Options
+from yolorep.selection import rep_blocks
+from yolorep.surgery import grow_
 
 FAMILIES = {"repvgg_a0": 22, "mobileone_s0": 43, "fastvit_t8": 20, "repvit_m1": 23}
 C = 8
@@ -59,10 +62,16 @@ def test_ultralytics_model_keeps_its_own_blocks_until_it_is_fused(yaml: str, det
 
 
 def test_blocks_inside_those_of_ultralytics_leave_nothing_behind(detector) -> None:
-    """Its `fuse` folds an expanded branch of a RepConv with the rest of it."""
+    """`expand` takes no branch of a RepConv; one that was grown all the same is folded with the rest of it."""
     model, x = detector("yolov9t.yaml"), torch.rand(1, 3, 64, 64)
-    name = next(name for name, _ in foreign_blocks(model)) + ".conv1"
-    rep = randomize_(expand(model, select=name))
+    blocks = [name for name, _ in foreign_blocks(model)]
+    assert not any(name.startswith(tuple(blocks)) for name in rep_blocks(expand(model)))
+    name = f"{blocks[0]}.conv1"
+    with pytest.raises(BlockError, match=f"{name}' matches none"):
+        expand(model, select=name)
+    rep = copy.deepcopy(model)
+    grow_([(name, rep.get_submodule(name))], Options(), silent=True)
+    randomize_(rep)
     expected, fused = rep(x)[0], copy.deepcopy(rep).fuse(verbose=False)
     assert not any(type(m).__module__.startswith("yolorep") for m in [*fused.modules(), *deploy(rep).modules()])
     assert not any(isinstance(m, nn.BatchNorm2d) for m in fused.modules())
