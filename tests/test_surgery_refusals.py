@@ -74,7 +74,7 @@ WRONG_OPTIONS: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("options", "message"), WRONG_OPTIONS, ids=str)
+@pytest.mark.parametrize(("options", "message"), WRONG_OPTIONS, ids=[message for _, message in WRONG_OPTIONS])
 def test_expand_refuses_wrong_options(stock: nn.Module, options: dict[str, Any], message: str) -> None:
     before = snapshot(stock)
     with pytest.raises(BlockError, match=message):

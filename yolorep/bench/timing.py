@@ -9,6 +9,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
+from mmap import PAGESIZE, mmap
 from statistics import quantiles
 from time import perf_counter
 
@@ -18,6 +20,7 @@ if sys.platform != "win32":
     from resource import RUSAGE_SELF, getrusage
 
 WARM_UP_CALLS = 3
+PROBE_PAGES = 1024
 SAMPLE_SECONDS = 0.05  # a sample repeats the call for about this long, well above the clock's resolution
 Call = Callable[[], object]
 
@@ -81,17 +84,24 @@ def interleave(
             seconds[name].append(sample(call, calls) / calls)
             faults[name].append((page_faults() - before) / calls)
         after_round()
-    return Timing(calls, seconds, faults if page_faults() else None)
+    return Timing(calls, seconds, faults if counts_page_faults() else None)
 
 
 def page_faults() -> int:
-    """Of this process so far, all threads together, without those that read a disk. 0: the system does not count them.
-
-    Starting Python takes thousands. Windows has no such count, and some sandboxes always say 0.
-    """
+    """Of this process so far, all threads together, without those that read a disk. 0 on Windows: it has no count."""
     if sys.platform == "win32":
         return 0
     return getrusage(RUSAGE_SELF).ru_minflt
+
+
+@cache
+def counts_page_faults() -> bool:
+    """Whether the count rises when fresh memory is written. Some sandboxes have a count that stands still."""
+    before = page_faults()
+    with mmap(-1, PROBE_PAGES * PAGESIZE) as fresh:
+        for page in range(PROBE_PAGES):
+            fresh[page * PAGESIZE] = 1
+    return page_faults() > before
 
 
 def _cpu_seconds(call: Call, calls: int) -> float:
