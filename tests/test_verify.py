@@ -163,6 +163,18 @@ def test_verify_stored_passes_answers_of_nearly_the_same_score() -> None:
     assert "postprocess" not in vars(before[1])
 
 
+@pytest.mark.parametrize("patched", [False, True])
+def test_verify_takes_models_that_share_layers(patched: bool) -> None:
+    before = nn.Sequential(Conv_C3(1, 2), Ranked()).eval()
+    own = Ranked().postprocess
+    if patched:
+        before[1].__dict__["postprocess"] = own
+    report = verify(before, nn.Sequential(*before))
+    assert [row.name for row in report.rows] == ["0", END_TO_END]
+    assert report.max_abs == 0.0
+    assert vars(before[1]).get("postprocess") is (own if patched else None)
+
+
 def test_verify_stored_reports_half_without_judging_it() -> None:
     before = model()
     report = verify_stored(before, deploy(before).half())
