@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from tests.foreign import lookalikes as like
-from tests.helpers import assert_same, assert_untouched, randomize_, snapshot
+from tests.helpers import assert_same, assert_untouched, randomize_, snapshot, tensors
 from yolorep import FoldError, deploy
 from yolorep.foreign import foreign_blocks
 
@@ -49,6 +49,26 @@ class Own(nn.Module):
         del self.a, self.b
 
 
+class FewerOutputs(Own):
+    """A block that says more while it has its branches: a mask, of which there is no difference, and nothing."""
+
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x) if hasattr(self, "c") else (super().forward(x), x > 0, x[:0])
+
+
+class ManyOutputs(Own):
+    """A block that says all of that in either form."""
+
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x), x > 0, x[:0]
+
+
+def own_hooked() -> nn.Module:
+    block = Own()
+    block.b.register_forward_hook(lambda module, inputs, output: 3 * output)
+    return block
+
+
 def hooked() -> nn.Module:
     block = like.RepVGGBlock(C, C)
     block.rbr_dense.conv.register_forward_hook(lambda *_: None)
@@ -72,6 +92,8 @@ LEFT = {
     "hooked": (hooked, "rbr_dense.conv: Conv2d has forward hooks"),
     "not linear": (nonlinear, "ReLU is not a linear layer"),
     "not finite": (not_finite, "not finite"),
+    "hooked inside its own fold": (own_hooked, "b: Conv2d has forward hooks"),
+    "says less by itself": (FewerOutputs, "its own switch_to_deploy.., it computes something else"),
     "wrong by itself": (lambda: Own(right=False), "its own switch_to_deploy.., it computes something else"),
 }
 
@@ -95,13 +117,14 @@ def test_training_mode_is_refused_and_nothing_changes() -> None:
     assert_untouched(before, model)
 
 
-def test_unknown_block_folds_itself() -> None:
-    model, x = nn.Sequential(Own()).eval(), torch.randn(2, C, 9, 9)
+@pytest.mark.parametrize("kind", [Own, ManyOutputs])
+def test_unknown_block_folds_itself(kind: type[Own]) -> None:
+    model, x = nn.Sequential(kind()).eval(), torch.randn(2, C, 9, 9)
     Own.calls.clear()
     deployed = deploy(model)
     assert len(Own.calls) == 2, "once on a copy, once in earnest"
     assert not hasattr(deployed[0], "a")
-    assert_same(model(x), deployed(x))
+    assert_same(tensors(model(x))[0], tensors(deployed(x))[0])
     assert foreign_blocks(deployed) == []
 
 

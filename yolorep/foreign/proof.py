@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from typing import Any
 
@@ -25,9 +25,7 @@ def proven(block: nn.Module, kind: Kind) -> Any:
     Raises:
         FoldError: the block does not fold, cannot be run, or would compute something else.
     """
-    for name, layer in folded_layers(block, kind):
-        if layer._forward_hooks or layer._forward_pre_hooks:
-            raise FoldError(f"{type(layer).__name__} has forward hooks, which would be lost", name)
+    check_unhooked(folded_layers(block, kind))
     if not all(has_values(tensor) for tensor in block.state_dict().values()):
         return kind.prepare(block, kind.folds(block))
     try:
@@ -52,6 +50,15 @@ def folded_layers(block: nn.Module, kind: Kind) -> Iterator[tuple[str, nn.Module
             yield name, layer
 
 
+def check_unhooked(layers: Iterable[tuple[str, nn.Module]]) -> None:
+    """Raises:
+    FoldError: one of the named layers, which a fold takes away, has forward hooks.
+    """
+    for name, layer in layers:
+        if layer._forward_hooks or layer._forward_pre_hooks:
+            raise FoldError(f"{type(layer).__name__} has forward hooks, which would be lost", name)
+
+
 @torch.no_grad()
 def run(kind: Kind, block: nn.Module, x: Any) -> Any:
     """The block's outputs on a copy of `x`, which it may change."""
@@ -59,10 +66,14 @@ def run(kind: Kind, block: nn.Module, x: Any) -> Any:
 
 
 def relative_error(before: Any, after: Any) -> float:
-    """The largest difference between two nests of tensors, relative to the largest value before; infinite at a NaN."""
-    pairs = list(zip(_tensors(before), _tensors(after), strict=True))
-    if any(a.shape != b.shape for a, b in pairs):
+    """The largest difference between two nests of tensors, relative to the largest value before.
+
+    Infinite at a NaN, and where the two differ in number or shape.
+    """
+    outputs = _tensors(before), _tensors(after)
+    if [a.shape for a in outputs[0]] != [b.shape for b in outputs[1]]:
         return float("inf")
+    pairs = [(a.double(), b.double()) for a, b in zip(*outputs, strict=True) if a.numel()]
     errors = [float((a - b).abs().max() / a.abs().max().clamp_min(1e-30)) for a, b in pairs]
     return max(errors) if errors and all(error == error for error in errors) else float("inf")
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from yolorep.errors import FoldError, first_line
-from yolorep.foreign.proof import relative_error, without_hooks
+from yolorep.foreign.proof import check_unhooked, relative_error, without_hooks
 
 # In place, without arguments, and not called by the host's own `fuse()`, which would call some of them twice.
 METHODS = ("switch_to_deploy", "reparameterize")
@@ -41,10 +41,11 @@ class OwnFold:
     @torch.no_grad()
     def check(self) -> None:
         """Raises:
-        FoldError: the method fails on the copy, or has made it compute something else.
+        FoldError: the method fails on the copy, or has made it compute something else, or a layer inside is hooked.
         """
         if self.error is not None:
             raise self.error
+        check_unhooked(self.block.named_modules())
         reference = next(self.block.parameters(), None)
         if reference is None:
             raise FoldError("it has no parameters")
