@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
+from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop, Rprop
 
 from tests.blocks.layers import image
 from tests.helpers import randomize_, run_python
@@ -63,6 +63,31 @@ def test_step_is_the_one_with_the_penalty_in_the_loss(name: str) -> None:
         torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12, msg=key)
 
 
+@pytest.mark.parametrize("unscaled", [False, True])
+def test_fused_step_decays_as_the_other_under_a_loss_scale(unscaled: bool) -> None:
+    """A fused step unscales gradients itself, after the penalty has joined them."""
+    first, x = small_model(), image(4).double()
+    models = first, copy.deepcopy(first)
+    for model, fused in zip(models, (False, True), strict=True):
+        optimizer = SGD(groups(model), lr=0.01, fused=fused)
+        decay_equivalent_kernels_(optimizer, model)
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+        scaler.scale(model(x).square().mean()).backward()
+        if unscaled:
+            scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+    for (key, got), expected in zip(models[1].named_parameters(), models[0].parameters(), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-9, msg=key)
+
+
+def test_optimizer_without_weight_decay_goes_on_without() -> None:
+    model = small_model()
+    optimizer = Rprop(model.parameters())
+    before = [group["params"][:] for group in optimizer.param_groups]
+    decay_equivalent_kernels_(optimizer, model)
+    assert [group["params"] for group in optimizer.param_groups] == before
+
+
 def test_kernels_move_to_the_group_of_their_batch_norm() -> None:
     model = small_model()
     optimizer = OPTIMIZERS["SGD"](groups(model))
@@ -98,6 +123,19 @@ def test_frozen_kernels_stay(frozen: str) -> None:
     optimizer.step()
     moved = {name for name, p in model.named_parameters() if not torch.equal(before[name], p)}
     assert moved == {name for name, p in model.named_parameters() if p.requires_grad}
+
+
+def test_kernel_that_is_frozen_after_a_step_stays() -> None:
+    """Its last gradient may be there still."""
+    model = small_model()
+    optimizer = OPTIMIZERS["RMSprop"](groups(model))
+    decay_equivalent_kernels_(optimizer, model)
+    kernel = model[0].conv.weight
+    kernel.requires_grad_(False).grad = torch.zeros_like(kernel)
+    before = kernel.clone()
+    model(image(4).double()).square().mean().backward()
+    optimizer.step()
+    assert torch.equal(kernel, before)
 
 
 @pytest.mark.parametrize(

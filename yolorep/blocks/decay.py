@@ -22,7 +22,7 @@ def decay_equivalent_kernels_(optimizer: Optimizer, model: nn.Module) -> None:
 
     From then on a step is the one that the loss + weight_decay / 2 * `equivalent_l2` would give, with the weight decay
     of the kernels' group, which they leave for one without. The penalty is not in the loss that is reported, nor in a
-    gradient norm that is clipped, and knows no loss scale: gradients are unscaled before the step. Whatever else
+    gradient norm that is clipped, and is scaled as the gradients are where a fused step unscales them. Whatever else
     decays (an identity's 1x1 convolution, other blocks, plain convolutions) goes on as it did. Where processes train
     together, their running statistics are averaged for it, so that they stay in step.
 
@@ -36,9 +36,11 @@ def decay_equivalent_kernels_(optimizer: Optimizer, model: nn.Module) -> None:
     weights = torch.tensor([decay / 2 for decay in decays if decay])
 
     def add_penalty(*_: Any) -> None:
-        trained = [kernel for block in decayed for kernel in kernels(block) if kernel.grad is not None]
+        both = [kernel for block in decayed for kernel in kernels(block)]
+        trained = [kernel for kernel in both if kernel.requires_grad and kernel.grad is not None]
+        scale = getattr(optimizer, "grad_scale", None)  # by torch.amp.GradScaler, of gradients not unscaled yet
         if trained:
-            _add_gradients_(trained, decayed, weights)
+            _add_gradients_(trained, decayed, weights if scale is None else weights.to(scale.device) * scale)
 
     optimizer.register_step_pre_hook(add_penalty)
 
@@ -48,7 +50,7 @@ def _spare_(block: Conv_C3, optimizer: Optimizer, groups: dict[int, Group]) -> f
     decay = 0.0
     for kernel in kernels(block):
         group = groups.get(id(kernel))
-        if group is None or not group["weight_decay"]:
+        if group is None or not group.get("weight_decay"):
             continue
         decay = float(group["weight_decay"])
         group["params"] = [p for p in group["params"] if p is not kernel]
