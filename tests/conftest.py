@@ -22,6 +22,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def pytest_configure(config: pytest.Config) -> None:
     """Before any test module, and so any host, is imported: settings in a temporary folder, and no network."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        torch.set_num_threads(1)  # the processes of one test run share the cores
     if "YOLO_CONFIG_DIR" not in os.environ:
         os.environ["YOLO_CONFIG_DIR"] = folder = tempfile.mkdtemp(prefix="yolorep-config-")
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
