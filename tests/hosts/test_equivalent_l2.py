@@ -127,14 +127,15 @@ def test_yolov5_steps_have_the_penalty(tmp_path: Path) -> None:
 
 MAIN = """
 import sys, types
-utils = types.ModuleType("utils.torch_utils")
+utils, general = map(types.ModuleType, ("utils.torch_utils", "utils.general"))
 utils.smart_optimizer = smart_optimizer = lambda model, *args: "made"
+general.intersect_dicts = lambda source, target: target
 yolo = types.ModuleType("models.yolo")
-sys.modules["utils.torch_utils"] = utils
+sys.modules.update({module.__name__: module for module in (utils, general)})
 from yolorep.hosts.hooks import MARK, Hooks
-from yolorep.hosts.yolov5_training import wrap_optimizer
+from yolorep.hosts.yolov5_training import wrap_functions
 hooks = Hooks()
-wrap_optimizer(hooks, yolo)
+wrap_functions(hooks, yolo)
 print(hasattr(utils.smart_optimizer, MARK), hasattr(smart_optimizer, MARK))
 hooks.remove()
 print(hasattr(utils.smart_optimizer, MARK), hasattr(smart_optimizer, MARK))

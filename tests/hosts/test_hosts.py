@@ -8,7 +8,9 @@ import pytest
 
 from tests.helpers import run_python
 
+UTILS = {"general": "intersect_dicts", "torch_utils": "smart_optimizer"}
 YOLO = """
+from utils import general, torch_utils
 class BaseModel:
     def fuse(self): return self
 class Conv: pass
@@ -35,6 +37,9 @@ def test_hooks_attach_in_any_order_of_imports(order: str, tmp_path: Path) -> Non
     first, last, imports = ORDERS[order]
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "yolo.py").write_text(f"{first}\n{YOLO}\n{last}\n")
+    (tmp_path / "utils").mkdir()
+    for name, function in UTILS.items():
+        (tmp_path / "utils" / f"{name}.py").write_text(f"def {function}(*arguments): pass")
     assert run_python(REPORT.format(imports=imports), cwd=tmp_path) == "['models.yolo'] [True, True]\n"
 
 

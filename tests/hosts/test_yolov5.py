@@ -13,10 +13,21 @@ from torch import nn
 from tests.helpers import run_python
 from tests.hosts.yolov5_helpers import TREES, needs_package, plain
 from yolorep import hosts
-from yolorep.errors import HostError
+from yolorep.errors import BlockError, HostError
 from yolorep.hosts import yolov5
 
 PACKAGE = [Path(find_spec("yolov5").origin).parent] if find_spec("yolov5") else []  # type: ignore[union-attr, arg-type]
+
+
+@pytest.fixture(autouse=True)
+def utils(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
+    """What a stand-in `models.yolo` has imported."""
+    functions = {"utils.general": "intersect_dicts", "utils.torch_utils": "smart_optimizer"}
+    modules = {name: ModuleType(name) for name in functions}
+    for name, module in modules.items():
+        setattr(module, functions[name], lambda model, *args: model)
+        monkeypatch.setitem(sys.modules, name, module)
+    return modules
 
 
 def fake_yolo(**changes: object) -> ModuleType:
@@ -61,6 +72,36 @@ def test_yolov5_attach_refuses_a_changed_shape_and_changes_nothing(changes: dict
     with pytest.raises(HostError, match=says):
         yolov5.attach(module)
     assert vars(module) == before
+
+
+@pytest.mark.parametrize("name", ["utils.general", "utils.torch_utils"])
+@pytest.mark.parametrize("empty", [False, True])
+def test_yolov5_attach_refuses_a_tree_without_what_training_calls(
+    name: str, empty: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if empty:
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    else:
+        monkeypatch.delitem(sys.modules, name)
+    module = fake_yolo()
+    before = dict(vars(module)), module.BaseModel.fuse
+    with pytest.raises(HostError, match=f"the tree of models.yolo has no {name}.*, which yolorep hooks"):
+        yolov5.attach(module)
+    assert (dict(vars(module)), module.BaseModel.fuse) == before
+
+
+def test_yolov5_attach_hooks_what_training_calls(utils: dict[str, ModuleType]) -> None:
+    before = [dict(vars(module)) for module in utils.values()]
+    hooks = yolov5.attach(fake_yolo())
+    rep = {"0.bn.weight": 1, "0.branch_1x1.conv.weight": 1}
+    with pytest.raises(HostError, match="rep blocks of the weights"):
+        utils["utils.general"].intersect_dicts(rep, {"0.bn.weight": 1})
+    model = nn.Identity()
+    model.yaml = {"equivalent_l2": True}  # type: ignore[assignment]
+    with pytest.raises(BlockError, match="equivalent_l2 is defined for block repvgg"):
+        utils["utils.torch_utils"].smart_optimizer(model)
+    hooks.remove()
+    assert [dict(vars(module)) for module in utils.values()] == before
 
 
 @pytest.mark.parametrize("missing", [("parse_model",), ("BaseModel", "check_yaml")])

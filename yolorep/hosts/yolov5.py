@@ -14,9 +14,8 @@ from yolorep.errors import HostError
 from yolorep.hosts import foreign
 from yolorep.hosts.common import fuse_after_deploy, parse_planned, require
 from yolorep.hosts.hooks import Hooks
-from yolorep.hosts.transfer import check_room
 from yolorep.hosts.tree import SUPPORTED
-from yolorep.hosts.yolov5_training import wrap_function, wrap_optimizer
+from yolorep.hosts.yolov5_training import wrap_functions
 from yolorep.selection import stock_convs
 
 # Other projects have a `models.yolo` too, some with a `parse_model`; most have neither of these (YOLOv9 has both).
@@ -37,16 +36,10 @@ def attach(yolo: ModuleType) -> Hooks:
     if parameters[:2] != ["d", "ch"]:
         takes = f"{yolo.__name__}.parse_model takes ({', '.join(parameters)})"
         raise HostError(f"{takes}; yolorep hooks one that takes (d, ch, ...); supported: {SUPPORTED}")
+    wrap_functions(hooks, yolo)
     hooks.wrap(yolo, "parse_model", _parse_model)
     hooks.wrap(yolo.BaseModel, "fuse", partial(_fuse, yolo))
-    wrap_optimizer(hooks, yolo)
-    wrap_function(hooks, yolo, "utils.general", "intersect_dicts", _intersect_dicts)
     return hooks
-
-
-def _intersect_dicts(original: Any, source: Any, target: Any, *args: Any, **kwargs: Any) -> Any:
-    check_room(source, target)
-    return original(source, target, *args, **kwargs)
 
 
 def _parse_model(original: Any, *args: Any, **kwargs: Any) -> Any:

@@ -1,4 +1,7 @@
-"""Hooks for training with a YOLOv5 tree: models built and optimizers decayed as `yolorep.hosts.train_options` ask."""
+"""Hooks for training with a YOLOv5 tree: models built and optimizers decayed as `yolorep.hosts.train_options` ask.
+
+Weights whose branches would be lost on the way into a model are refused.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,13 @@ import yaml
 from torch import nn
 
 from yolorep import rows
-from yolorep.errors import UsageError
+from yolorep.errors import HostError, UsageError
 from yolorep.hosts import train_options
-from yolorep.hosts.common import decayed_as_asked
+from yolorep.hosts.common import decayed_as_asked, require
 from yolorep.hosts.hooks import Hooks
 from yolorep.hosts.train_options import TrainOptions
+from yolorep.hosts.transfer import check_room
+from yolorep.hosts.tree import SUPPORTED
 
 REBUILD = ("train.py", "segment/train.py")  # the scripts that build the model from its YAML
 
@@ -48,25 +53,51 @@ def take_options(script: str, arguments: Sequence[str]) -> list[str]:
     return theirs
 
 
-def wrap_optimizer(hooks: Hooks, yolo: ModuleType) -> None:
-    """Hook the function of a tree that builds optimizers."""
-    wrap_function(hooks, yolo, "utils.torch_utils", "smart_optimizer", _smart_optimizer)
+def wrap_functions(hooks: Hooks, yolo: ModuleType) -> None:
+    """Hook what a tree's training calls, and the script's own names for it if it has them already.
+
+    Raises:
+        HostError: the tree has none of it; nothing is hooked.
+    """
+    owners = [(_owner(yolo, module, name), name, around) for (module, name), around in FUNCTIONS.items()]
+    for utils, name, around in owners:
+        function = getattr(utils, name)
+        for owner in (utils, sys.modules.get("__main__")):
+            if getattr(owner, name, None) is function:
+                hooks.wrap(owner, name, around)
 
 
-def wrap_function(hooks: Hooks, yolo: ModuleType, module: str, name: str, around: Callable[..., Any]) -> None:
-    """Hook a function of a tree's `module`, and the script's own name for it if it has that already."""
-    utils = sys.modules.get(yolo.__name__.replace("models.yolo", module))
-    function = getattr(utils, name, None)
-    for owner in (utils, sys.modules.get("__main__")):
-        if function is not None and getattr(owner, name, None) is function:
-            hooks.wrap(owner, name, around)
+def _owner(yolo: ModuleType, module: str, name: str) -> ModuleType:
+    """The module of `yolo`'s tree that has the function `name`: it was imported by `yolo`.
+
+    In the published package `models.yolo` is a second import of a file whose other modules are `yolov5.*`.
+    """
+    own = yolo.__name__.removesuffix("models.yolo")
+    for prefix in dict.fromkeys((own, "yolov5.")):
+        utils = sys.modules.get(prefix + module)
+        if utils is not None and hasattr(utils, name):
+            return utils
+    where = getattr(yolo, "__file__", None) or yolo.__name__
+    raise HostError(f"the tree of {where} has no {module}.{name}, which yolorep hooks; supported: {SUPPORTED}")
+
+
+def _intersect_dicts(original: Any, source: Any, target: Any, *args: Any, **kwargs: Any) -> Any:
+    check_room(source, target)
+    return original(source, target, *args, **kwargs)
 
 
 def _smart_optimizer(original: Any, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
     return decayed_as_asked(original(model, *args, **kwargs), model)
 
 
+FUNCTIONS: dict[tuple[str, str], Callable[..., Any]] = {
+    ("utils.torch_utils", "smart_optimizer"): _smart_optimizer,
+    ("utils.general", "intersect_dicts"): _intersect_dicts,
+}
+
+
 def _build_as_asked(options: TrainOptions, yolo: ModuleType) -> None:
+    require(yolo, "DetectionModel", supported=SUPPORTED)
     Hooks().wrap(yolo.DetectionModel, "__init__", partial(_init, options))  # of segmentation models too
 
 
