@@ -13,8 +13,8 @@ import torch
 from tests.helpers import run_python
 from tests.hosts.yolov5_helpers import needs_package
 from tests.processes import yolorep
-from yolorep import VerifyError
-from yolorep.hosts import evaluate, unfused
+from yolorep import HostError, VerifyError
+from yolorep.hosts import evaluate, evaluate_ultralytics, unfused
 from yolorep.selection import rep_blocks
 
 
@@ -24,6 +24,55 @@ def test_image_files_accepts_a_file_and_a_folder(tiny_dataset: Path) -> None:
     assert evaluate.image_files(folder / "0.png") == [folder / "0.png"]
     with pytest.raises(VerifyError, match="neither an image nor a folder"):
         evaluate.image_files(tiny_dataset.parent / "labels")
+
+
+@pytest.mark.parametrize("content", [b"", b"no image"])
+def test_images_that_the_host_cannot_read_are_one_sentence(tmp_path: Path, content: bytes) -> None:
+    from ultralytics import YOLO
+
+    YOLO("yolov5n.yaml").save(tmp_path / "model.pt")
+    (tmp_path / "0.png").write_bytes(content)
+    checkpoint = evaluate.evaluator(tmp_path / "model.pt", imgsz=64)
+    with pytest.raises(VerifyError, match=r"0.png cannot be read as an image"):
+        evaluate.compare_images(checkpoint, checkpoint, tmp_path)
+
+
+class Refusing:
+    """A checkpoint whose host raises for whatever it is given."""
+
+    path, task, imgsz = Path("model.pt"), "detect", 64
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def answer(self, image: Path) -> dict[str, torch.Tensor]:
+        raise self.error
+
+    def figures(self, data: Path) -> dict[str, float]:
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [AssertionError("Image Not Found x"), RuntimeError("Sizes must match"), TypeError()])
+def test_what_a_host_refuses_is_one_sentence(tmp_path: Path, error: Exception) -> None:
+    image, data = tmp_path / "a.jpg", tmp_path / "data.yaml"
+    image.touch(), data.touch()
+    reason = str(error) or "TypeError"
+    with pytest.raises(VerifyError, match=f"model.pt has no answer to .*a.jpg: {reason}; accepted: images"):
+        evaluate.compare_images(Refusing(error), Refusing(error), image)
+    with pytest.raises(VerifyError, match=f"data.yaml cannot be validated with: {reason}; accepted"):
+        evaluate.figures(Refusing(error), data)
+
+
+def test_a_host_without_known_figures_is_refused(
+    tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two models without a figure would be alike."""
+    from ultralytics import YOLO
+
+    YOLO("yolov5n.yaml").save(tmp_path / "model.pt")
+    monkeypatch.setattr(evaluate_ultralytics, "FIGURES", {"metrics/of old": "mAP50"})
+    with pytest.raises(HostError, match="none of the figures of detect, but metrics/precision"):
+        evaluate.figures(evaluate.evaluator(tmp_path / "model.pt", imgsz=64), tiny_dataset)
 
 
 def test_unfused_keeps_the_branches_and_ends() -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from operator import attrgetter
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import yaml
 from torch import nn
 from torch.optim import Optimizer
 
@@ -47,6 +49,22 @@ def decayed_as_asked(optimizer: Optimizer, model: nn.Module) -> Optimizer:
     if any(isinstance(yaml, dict) and yaml.get(rows.EQUIVALENT_L2) for yaml in yamls):
         decay_equivalent_kernels_(optimizer, model)
     return optimizer
+
+
+def read_yaml(file: Path, what: str) -> dict[str, Any]:
+    """The mapping in a YAML file. what: what it should be, as in 'a data YAML: accepted is ...'.
+
+    Raises:
+        HostError: it is not YAML, or no mapping.
+    """
+    try:
+        with file.open(encoding="utf-8", errors="ignore") as stream:
+            content = yaml.safe_load(stream)
+    except yaml.YAMLError as error:
+        raise HostError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise HostError(f"{file} is not {what}")
+    return content
 
 
 def require(module: ModuleType, *names: str, supported: str) -> None:

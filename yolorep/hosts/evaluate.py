@@ -13,6 +13,8 @@ from yolorep.results import Answer, ResultReport, compare, task_of
 
 IMAGES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 FIGURE_TOLERANCE = 1e-4  # absolute up to 1, relative above
+# What the hosts raise for an image that they cannot read, and for a data set of another kind or with other classes.
+REFUSALS = (AssertionError, OSError, RuntimeError, SyntaxError, TypeError, ValueError, LookupError)
 
 
 class Evaluator(Protocol):
@@ -52,12 +54,20 @@ def compare_images(before: Evaluator, after: Evaluator, images: Path) -> ResultR
     """Have both answer for every image. images: a file or a folder.
 
     Raises:
-        VerifyError: no image there, or two tasks or numbers of classes.
+        VerifyError: no image there, one that the host cannot read, or two tasks or numbers of classes.
     """
     if before.task != after.task:
         raise VerifyError(f"{before.path} is of task {before.task}, {after.path} of {after.task}")
     paths = image_files(images)
-    return compare(task_of(before.task), ((before.answer(path), after.answer(path)) for path in paths))
+    return compare(task_of(before.task), ((_answer(before, path), _answer(after, path)) for path in paths))
+
+
+def _answer(checkpoint: Evaluator, image: Path) -> Answer:
+    try:
+        return checkpoint.answer(image)
+    except REFUSALS as error:
+        reason = f"{checkpoint.path} has no answer to {image}: {first_line(error).rstrip('.')}"
+        raise VerifyError(f"{reason}; accepted: images that the host reads, at a size that the model takes") from None
 
 
 def figures(checkpoint: Evaluator, data: Path) -> dict[str, float]:
@@ -73,8 +83,7 @@ def figures(checkpoint: Evaluator, data: Path) -> dict[str, float]:
         raise VerifyError(f"{data} {what}; accepted: {accepted}")
     try:
         return checkpoint.figures(data)
-    except (AssertionError, OSError, RuntimeError, SyntaxError, ValueError, LookupError) as error:
-        # What the hosts raise for a data set of another kind, or with other classes.
+    except REFUSALS as error:
         reason = first_line(error).rstrip(".")
         raise VerifyError(f"{data} cannot be validated with: {reason}; accepted: {accepted}") from None
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from yolorep.errors import HostError, VerifyError
 from yolorep.hosts.unfused import unfused
 from yolorep.results import Answer, task_of
 
@@ -45,6 +46,8 @@ class UltralyticsEvaluator:
     def answer(self, image: Path) -> Answer:
         with unfused():
             results = self._model.predict(image, imgsz=self.imgsz, verbose=False, save=False)
+        if not results:  # it warns of an image that it cannot read, and goes on
+            raise VerifyError(f"{image} cannot be read as an image")
         return ANSWERS[self.task](results[0].cpu())
 
     def figures(self, data: Path) -> dict[str, float]:
@@ -54,7 +57,10 @@ class UltralyticsEvaluator:
         options = {"imgsz": self.imgsz, "batch": 1, "workers": 0, "plots": False, "verbose": False}
         with TemporaryDirectory() as folder, unfused():
             found = model.val(data=str(data), project=folder, **options).results_dict
-        return {name: float(found[key]) for key, name in FIGURES.items() if key in found}
+        figures = {name: float(found[key]) for key, name in FIGURES.items() if key in found}
+        if not figures:
+            raise HostError(f"ultralytics reports none of the figures of {self.task}, but {', '.join(found)}")
+        return figures
 
 
 def _boxes(result: Any) -> Answer:

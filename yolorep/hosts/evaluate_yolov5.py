@@ -23,12 +23,12 @@ class Yolov5Evaluator:
     """A checkpoint of a YOLOv5 tree: a detector, a segmenter or a classifier."""
 
     def __init__(self, path: Path, imgsz: int | None, repo: Path | None) -> None:
-        (common,) = tree_modules(repo, "models.common")
+        common, general = tree_modules(repo, "models.common", "utils.general")
         with unfused():
             self.model = common.DetectMultiBackend(str(path), device=torch.device("cpu"))
         self.path, self.repo = path, repo
         self.task = TASK_OF.get(type(self.model.model).__name__, "detect")
-        self.imgsz = imgsz or task_of(self.task).pixels
+        self.imgsz = general.check_img_size(imgsz or task_of(self.task).pixels, s=self.model.stride)
 
     @torch.no_grad()
     def answer(self, image: Path) -> Answer:

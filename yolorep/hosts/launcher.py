@@ -11,9 +11,9 @@ from types import ModuleType
 from typing import Any
 
 import wrapt
-import yaml
 
 from yolorep.errors import HostError
+from yolorep.hosts.common import read_yaml
 from yolorep.hosts.compat import make_runnable
 from yolorep.hosts.hooks import Hooks
 from yolorep.hosts.shipped import find_yaml
@@ -102,8 +102,5 @@ def _check_dataset(original: Any, data: Any, *args: Any, **kwargs: Any) -> Any:
 
 def _beside(file: Path) -> dict[str, Any]:
     """The contents of a data YAML; where it has no `path:`, the folder that it is in."""
-    with file.open(errors="ignore") as stream:
-        content = yaml.safe_load(stream)
-    if not isinstance(content, dict):
-        raise HostError(f"{file} is not a data YAML: accepted is a mapping with train, val and names")
+    content = read_yaml(file, "a data YAML: accepted is a mapping with train, val and names")
     return content if content.get("path") else {**content, "path": str(file.resolve().parent)}

@@ -13,13 +13,12 @@ from types import ModuleType
 from typing import Any
 
 import wrapt
-import yaml
 from torch import nn
 
 from yolorep import rows
 from yolorep.errors import HostError, UsageError
 from yolorep.hosts import train_options
-from yolorep.hosts.common import decayed_as_asked, require
+from yolorep.hosts.common import decayed_as_asked, read_yaml, require
 from yolorep.hosts.hooks import Hooks
 from yolorep.hosts.train_options import TrainOptions
 from yolorep.hosts.transfer import check_room
@@ -102,7 +101,7 @@ def _build_as_asked(options: TrainOptions, yolo: ModuleType) -> None:
 
 
 def _init(options: TrainOptions, original: Any, model: nn.Module, cfg: Any, *args: Any, **kwargs: Any) -> None:
-    content = cfg if isinstance(cfg, dict) else yaml.safe_load(Path(cfg).read_text(errors="ignore"))
+    content = cfg if isinstance(cfg, dict) else read_yaml(Path(cfg), "a model YAML: accepted is a mapping")
     original(model, options.written(content, rows.YOLOV5), *args, **kwargs)
     if not isinstance(cfg, dict):
         model.yaml_file = Path(cfg).name  # type: ignore[assignment]
