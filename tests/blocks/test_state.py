@@ -92,6 +92,17 @@ def test_weights_of_fewer_branches_keep_their_function(saved: dict, into: dict, 
     assert_same(trained(x), made(x))
 
 
+def test_weights_without_the_kernel_silence_the_branches() -> None:
+    """As a host leaves them that makes the kernel itself, of one of other input channels."""
+    state = stock_reference(3, 8, 2).state_dict()
+    del state["conv.weight"]
+    made = randomize_(Conv_C3(4, 8, 3, 2)).eval()
+    assert made.load_state_dict(state, strict=False).missing_keys == ["conv.weight"]
+    alone = nn.Sequential(made.conv, made.bn, made.act)
+    x = image(4)
+    assert_same(alone(x), made(x))
+
+
 def test_a_branch_that_is_partly_there_reports_what_is_missing() -> None:
     state = {k: v for k, v in layer("same").state_dict().items() if k != "branch_1x1.bn.weight"}
     made = Conv_C3(8, 8)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from tests.helpers import assert_same_outputs, randomize_
-from yolorep import HostError
+from yolorep import HostError, deploy
 from yolorep.hosts import transfer
 from yolorep.selection import rep_blocks
 
@@ -28,7 +28,7 @@ HEADS = {  # task's model, and the arguments of its head
 }
 
 
-def build(policy: dict[str, Any] | None, head: str = "Detect", nc: int = 2) -> Any:
+def build(policy: dict[str, Any] | None, head: str = "Detect", nc: int = 2, ch: int = 3) -> Any:
     """A model of a few layers, in evaluation mode, with random batch norms, those of the branches too."""
     model, arguments = HEADS[head]
     rows = {"backbone": BACKBONE, "head": [[2 if head == "Classify" else [1, 2], 1, head, arguments]]}
@@ -39,7 +39,7 @@ def build(policy: dict[str, Any] | None, head: str = "Detect", nc: int = 2) -> A
         **rows,
         **({"rep": policy} if policy else {}),
     }
-    made = randomize_(model(copy.deepcopy(yaml), nc=nc, verbose=False, **options)).eval()
+    made = randomize_(model(copy.deepcopy(yaml), ch=ch, nc=nc, verbose=False, **options)).eval()
     for norm in (m for m in made.modules() if isinstance(m, nn.BatchNorm2d)):
         norm.eps = 1e-3  # what no state dict holds, and every model of a host has alike
     return made
@@ -80,6 +80,23 @@ def test_other_numbers_of_classes_keep_the_policys_blocks(head: str, policies: t
     assert set(rep_blocks(model)) <= set(blocks)
     x = torch.rand(1, 3, 32, 32)
     assert_same_outputs(source.model[0](x), model.model[0](x))
+
+
+@pytest.mark.parametrize("policies", [(None, REPVGG), (REPVGG, REPVGG), (REPVGG, None)], ids=str)
+@pytest.mark.parametrize("ch", [1, 4])
+def test_images_of_other_channels_get_the_sources_first_layer(ch: int, policies: tuple[Any, Any]) -> None:
+    """ultralytics makes its kernel of the source's, which is all that there is to a stock layer."""
+    torch.manual_seed(0)
+    source, model, reference = build(policies[0]), build(policies[1], ch=ch), build(None, ch=ch)
+    with torch.no_grad():
+        for new in (model, reference):  # a fourth channel stays as it is
+            new.model[0].conv.weight.zero_()
+    blocks = rep_blocks(model)
+    model.load(source, verbose=False)
+    reference.load(deploy(source), verbose=False)
+    x = torch.rand(1, ch, 32, 32)
+    assert_same_outputs(reference.model[0](x), model.model[0](x))
+    assert rep_blocks(model) == blocks
 
 
 def test_a_checkpoint_dictionary_loads_as_its_model() -> None:

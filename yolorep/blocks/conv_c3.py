@@ -129,8 +129,8 @@ class Conv_C3(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         recorded = [state_dict.get(f"{prefix}bn.running_{name}") for name in ("mean", "var")]
-        fit = all(value is not None and value.shape == self.conv.weight.shape[:1] for value in recorded)
-        here = f"{prefix}conv.weight" in state_dict and fit
+        # The batch norm tells: a host leaves the kernel out where it has to be made of one of other input channels.
+        here = all(value is not None and value.shape == self.conv.weight.shape[:1] for value in recorded)
         for name, layer in self._named(BRANCH, DENSE) if here else ():
             own = f"{prefix}{name}."
             if layer.state_dict() and not any(key.startswith(own) for key in state_dict):

@@ -77,10 +77,16 @@ def _at(model: nn.Module, name: str) -> nn.Module | None:
         return None
 
 
-def _has_room(layer: nn.Module | None, block: nn.Module) -> bool:
-    """Whether `layer` has every branch of `block`, of any width."""
-    same_law = isinstance(layer, Conv_C3) and not layer.deployed and layer.law == block.law
-    return same_law and _contents(block) <= _contents(layer)  # type: ignore[arg-type]
+def _has_room(layer: nn.Module | None, block: Any) -> bool:
+    """Whether `layer` has every branch of `block`, of any width.
+
+    Not where the images alone have other channels: ultralytics then makes the first kernel of the source's, of a block
+    the dense one only.
+    """
+    if not isinstance(layer, Conv_C3) or layer.deployed or layer.law != block.law:
+        return False
+    (out, into, *_), (old_out, old_into, *_) = layer.conv.weight.shape, block.conv.weight.shape
+    return _contents(block) <= _contents(layer) and (out != old_out or into == old_into)
 
 
 def _contents(block: nn.Module) -> set[tuple[str, str]]:
