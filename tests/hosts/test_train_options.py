@@ -210,6 +210,15 @@ def test_a_training_that_does_not_begin_leaves_the_model(stock_file: Path, tmp_p
     assert not {"rep", "equivalent_l2"} & before.yaml.keys()
 
 
+def test_training_on_several_data_sets_leaves_the_model(stock_file: Path, tmp_path: Path) -> None:
+    """ultralytics goes on to the next data set where one is wrong, and gives back the model it was given."""
+    model = load(stock_file)
+    model.add_callback("on_train_start", lambda trainer: None)  # so that it trains in this process
+    before = model.model
+    assert model.train(rep="repvgg", data=[str(tmp_path / "none.yaml")], project=str(tmp_path), **QUIET)
+    assert model.model is before
+
+
 def test_command_line_expands_trains_and_deploys(stock_file: Path, tiny_dataset: Path, tmp_path: Path) -> None:
     common = {**QUIET, **SHORT, "data": tiny_dataset, "project": tmp_path, "name": "rep"}
     arguments = [f"{key}={value}" for key, value in common.items()]

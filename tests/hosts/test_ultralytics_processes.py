@@ -76,3 +76,4 @@ def test_processes_of_an_older_host_train_the_expanded_model(tmp_path: Path) -> 
 def test_a_script_of_another_shape_is_refused(tmp_path: Path) -> None:
     with pytest.raises(HostError, match=r"has no trainer.train\(\); supported: ultralytics 8.2 to 8.4"):
         host(tmp_path, "launch()").generate_ddp_file(SimpleNamespace(model=nn.Sequential(Conv_C3(4, 4))))
+    assert list(tmp_path.iterdir()) == []

@@ -38,9 +38,14 @@ def _generate(original: Any, trainer: Any, *args: Any, **kwargs: Any) -> Any:
     file = original(trainer, *args, **kwargs)
     script = Path(file)
     text = script.read_text(encoding="utf-8")
-    if not _state(file).exists() and isinstance(trainer.model, nn.Module) and rep_blocks(trainer.model):
-        text = _with_model(text, trainer.model, _state(file))
-    script.write_text(_preamble() + text, encoding="utf-8")
+    try:
+        if not _state(file).exists() and isinstance(trainer.model, nn.Module) and rep_blocks(trainer.model):
+            text = _with_model(text, trainer.model, _state(file))
+        script.write_text(_preamble() + text, encoding="utf-8")
+    except BaseException:
+        for left in (script, _state(file)):
+            left.unlink(missing_ok=True)
+        raise
     return file
 
 

@@ -62,10 +62,9 @@ def _train(original: Any, yolo: Any, trainer: Any = None, **kwargs: Any) -> Any:
         trainer = _from_yaml(trainer or yolo._smart_load("trainer"), asked.yaml)
     try:
         return original(yolo, trainer, **kwargs)
-    except BaseException:
-        if yolo.model is asked:  # the training did not begin
+    finally:
+        if yolo.model is asked:  # the training did not begin, or was of several data sets, with a model for each
             yolo.model = before
-        raise
 
 
 def _as_asked(model: nn.Module, options: train_options.TrainOptions) -> Any:
