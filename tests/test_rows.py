@@ -105,6 +105,7 @@ REFUSED = {
     "policy-list": (model(rep=["repvgg"]), r"^rep: options must be a mapping, got \['repvgg'\]"),
     "policy-text": (model(rep="x"), "^rep: block 'x' is unknown"),
     "policy-option": (model(rep={"se": True}), "^rep: unknown option 'se'; accepted: block, identity, select"),
+    "policy-keys": (model(rep={1: 2, "a": 3}), "^rep: unknown option 1, 'a'; accepted: block"),
     "policy-block": (model(rep={"block": "x"}), "^rep: block 'x' is unknown"),
     "decay": (model(["Conv_C3", [8]], equivalent_l2="yes"), "^equivalent_l2: 'yes' is not accepted; accepted: true, f"),
 }

@@ -227,6 +227,11 @@ def test_expand_of_a_model_of_rep_rows_adds_to_them(rep: nn.Module) -> None:
     assert rep_blocks(DetectionModel(expanded.yaml, verbose=False)) == rep_blocks(expanded)
 
 
+def test_a_policy_without_a_value_is_none(stock: nn.Module) -> None:
+    stock.yaml["rep"] = None  # as YAML reads a key whose lines are commented out
+    assert rep_blocks(expand(stock))
+
+
 def test_evaluating_restores_each_mode(stock: nn.Module) -> None:
     stock.train()
     stock.model[1].eval()

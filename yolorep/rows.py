@@ -155,7 +155,7 @@ def _accepted(name: str) -> tuple[str, ...]:
 def _options(given: Any, where: str, accepted: tuple[str, ...], checked: bool) -> Options:
     if not isinstance(given, dict):
         raise BlockError(f"{where}: options must be a mapping, got {given!r}; accepted keys: {', '.join(accepted)}")
-    unknown = sorted(set(given) - set(accepted))
+    unknown = sorted(set(given) - set(accepted), key=str)  # a YAML may have other keys than text
     if unknown:
         raise BlockError(f"{where}: unknown option {', '.join(map(repr, unknown))}; accepted: {', '.join(accepted)}")
     options = dict(given)

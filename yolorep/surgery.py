@@ -56,7 +56,7 @@ def expand(
     named = list(stock_convs(core))
     if not named:
         raise nothing_to_expand(core)
-    if "rep" in (getattr(core, "yaml", None) or {}):
+    if (getattr(core, "yaml", None) or {}).get("rep") is not None:
         raise HostError(f"{type(core).__name__} is already expanded, by {core.yaml['rep']}; deploy() it first")  # type: ignore
     layers = chosen(named, select, block, identity)
     grow_(layers, rows.Options(block, identity), silent=True)

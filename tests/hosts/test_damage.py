@@ -29,6 +29,15 @@ def test_a_file_that_is_cut_short_is_refused(whole: Path, share: float) -> None:
             check(whole)
 
 
+def test_a_file_that_cannot_be_read_is_refused(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def deny(path: Path, mode: str) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "open", deny)  # no mode of a file keeps root from reading it
+    with pytest.raises(CheckpointError, match="last.pt cannot be read: Permission denied"):
+        check_whole(whole)
+
+
 @pytest.mark.parametrize("legacy", [False, True])
 def test_a_whole_file_is_left_to_the_host(whole: Path, legacy: bool) -> None:
     torch.save({"epoch": 1}, whole, _use_new_zipfile_serialization=not legacy)
