@@ -34,7 +34,7 @@ def test_a_file_that_cannot_be_read_is_refused(whole: Path, monkeypatch: pytest.
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(Path, "open", deny)  # no mode of a file keeps root from reading it
-    with pytest.raises(CheckpointError, match="last.pt cannot be read: Permission denied"):
+    with pytest.raises(CheckpointError, match=r"last.pt cannot be read: Permission denied"):
         check_whole(whole)
 
 
