@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from torch import nn
 
 from tests.helpers import assert_untouched, snapshot
-from yolorep import BlockError, FoldError, HostError, deploy, expand
+from yolorep import BlockError, FoldError, HostError, deploy, expand, verify
 from yolorep.selection import rep_blocks
 
 STOCK = "yolov5n.yaml"
@@ -101,3 +102,12 @@ def test_deploy_needs_no_registered_block(rep: nn.Module) -> None:
     deployed = deploy(rep)
     assert not rep_blocks(deployed)
     assert deployed.yaml["backbone"][1][2:] == ["Conv", [128, 3, 2]]
+
+
+@pytest.mark.parametrize("call", [expand, deploy, lambda model: verify(model, model)])
+def test_an_exported_model_is_refused(call: Callable[[nn.Module], Any], tmp_path: Path) -> None:
+    from ultralytics import YOLO
+
+    (tmp_path / "model.onnx").touch()
+    with pytest.raises(HostError, match=r"model.onnx is an exported model, without layers; accepted: one of a .pt"):
+        call(YOLO(tmp_path / "model.onnx", task="detect"))

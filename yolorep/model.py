@@ -5,19 +5,28 @@ from __future__ import annotations
 from torch import nn
 
 from yolorep import rows
+from yolorep.errors import HostError
 
 # (module, class) of the rep blocks that ultralytics builds, and whose branches its own `fuse` adds up.
 OWN_BLOCKS = {("ultralytics.nn.modules.conv", "RepConv"), ("ultralytics.nn.modules.block", "RepVGGDW")}
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The host's model inside `torch.compile`, data parallelism or ultralytics' `YOLO`; else `model` itself."""
+    """The host's model inside `torch.compile`, data parallelism or ultralytics' `YOLO`; else `model` itself.
+
+    Raises:
+        HostError: `YOLO` was given an exported file, which it runs as it is.
+    """
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         return unwrapped(model.module)
     if type(model).__name__ == "OptimizedModule":  # by name: torch imports its compiler only where it is used
         return unwrapped(model._orig_mod)  # type: ignore[arg-type]
     if any(kind.__module__ == "ultralytics.engine.model" for kind in type(model).__mro__):
-        return model.model  # type: ignore[return-value]
+        if not isinstance(model.model, nn.Module):
+            raise HostError(
+                f"{model.model} is an exported model, without layers; accepted: a checkpoint (.pt) or a YAML"
+            )
+        return model.model
     return model
 
 

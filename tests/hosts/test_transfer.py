@@ -107,6 +107,13 @@ def test_a_checkpoint_dictionary_loads_as_its_model() -> None:
     assert_same_outputs(other(x), model(x))
 
 
+def test_a_checkpoint_of_half_precision_is_folded_in_float32() -> None:
+    stored, model, x = build(REPVGG).half(), build(None), torch.rand(1, 3, 64, 64)
+    expected = copy.deepcopy(stored).float()(x)
+    model.load({"model": stored}, verbose=False)
+    assert_same_outputs(expected, model(x))
+
+
 def test_branches_without_a_place_are_refused() -> None:
     """As in YOLOv5's training, of which yolorep sees the state dicts only."""
     rep, stock, silent = (build(policy).state_dict() for policy in (REPVGG, None, {**REPVGG, "identity": "none"}))

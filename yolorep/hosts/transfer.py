@@ -18,14 +18,14 @@ from yolorep.surgery import evaluating, fold_blocks_, grow_
 
 
 def fitting(source: nn.Module, model: nn.Module) -> nn.Module:
-    """`source`, or a copy of it in which those blocks are folded whose branches `model` has no room for.
+    """`source`, or a float32 copy of it in which those blocks are folded whose branches `model` has no room for.
 
     Copied key by key, such a block would lose its branches, and the model another function would be trained on.
     """
     homeless = [name for name in rep_blocks(source) if not _has_room(_at(model, name), source.get_submodule(name))]
     if not homeless:
         return source
-    copy = deepcopy(source)
+    copy = deepcopy(source).float()  # as the host does next: a checkpoint's float16 would round the folded kernels
     with evaluating(copy):
         for name in homeless:
             fold_blocks_(copy.get_submodule(name))
