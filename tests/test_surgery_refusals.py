@@ -109,5 +109,5 @@ def test_an_exported_model_is_refused(call: Callable[[nn.Module], Any], tmp_path
     from ultralytics import YOLO
 
     (tmp_path / "model.onnx").touch()
-    with pytest.raises(HostError, match=r"model.onnx is an exported model, without layers; accepted: one of a .pt"):
+    with pytest.raises(HostError, match=r"model.onnx is an exported model, without layers; accepted: a checkpoint"):
         call(YOLO(tmp_path / "model.onnx", task="detect"))
