@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import runpy
+import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -33,7 +34,7 @@ class Trainer:
         return self.model
 
 
-def host(folder: Path, text: str = SCRIPT, state: object = None) -> ModuleType:
+def host(folder: Path, text: str = SCRIPT, state: object = None, *, attach: bool = True) -> Any:
     """A hooked `ultralytics.utils.dist` that writes `text`, and since 8.4 the trainer's state beside it."""
     dist: Any = ModuleType("ultralytics.utils.dist")
 
@@ -46,7 +47,8 @@ def host(folder: Path, text: str = SCRIPT, state: object = None) -> ModuleType:
 
     dist.generate_ddp_file = generate_ddp_file
     dist.ddp_cleanup = lambda trainer, file: Path(file).unlink()
-    ultralytics_processes.attach(dist)
+    if attach:
+        ultralytics_processes.attach(dist)
     return dist
 
 
@@ -71,6 +73,20 @@ def test_processes_of_an_older_host_train_the_expanded_model(tmp_path: Path) -> 
     assert torch.equal(trained(file)[0].conv.weight, trainer.model[0].conv.weight)
     dist.ddp_cleanup(trainer, file)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_trainer_that_is_imported_already_leaves_no_model_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dist, engine = host(tmp_path, attach=False), ModuleType(ultralytics_processes.TRAINER)
+    before = engine.ddp_cleanup = dist.ddp_cleanup  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, engine.__name__, engine)
+    hooks = ultralytics_processes.attach(dist)
+    trainer = SimpleNamespace(model=nn.Sequential(Conv_C3(4, 4)))
+    engine.ddp_cleanup(trainer, dist.generate_ddp_file(trainer))
+    assert list(tmp_path.iterdir()) == []
+    hooks.remove()
+    assert engine.ddp_cleanup is before
 
 
 def test_a_script_of_another_shape_is_refused(tmp_path: Path) -> None:

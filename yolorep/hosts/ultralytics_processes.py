@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,6 +19,7 @@ from yolorep.selection import rep_blocks
 
 SUPPORTED = "ultralytics 8.2 to 8.4"
 TRAIN = "trainer.train()"
+TRAINER = "ultralytics.engine.trainer"  # has a name of its own for the clean-up, if it is imported before yolorep
 
 
 def attach(dist: ModuleType) -> Hooks:
@@ -27,9 +29,11 @@ def attach(dist: ModuleType) -> Hooks:
         HostError: this version has no place for a hook.
     """
     require(dist, "generate_ddp_file", "ddp_cleanup", supported=SUPPORTED)
-    hooks = Hooks()
+    hooks, clean_up = Hooks(), dist.ddp_cleanup
     hooks.wrap(dist, "generate_ddp_file", _generate)
-    hooks.wrap(dist, "ddp_cleanup", _clean_up)
+    for owner in (dist, sys.modules.get(TRAINER)):
+        if getattr(owner, "ddp_cleanup", None) is clean_up:
+            hooks.wrap(owner, "ddp_cleanup", _clean_up)
     return hooks
 
 
