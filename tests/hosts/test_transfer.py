@@ -82,6 +82,17 @@ def test_other_numbers_of_classes_keep_the_policys_blocks(head: str, policies: t
     assert_same_outputs(source.model[0](x), model.model[0](x))
 
 
+def test_a_class_head_of_another_kind_takes_the_place_of_the_blocks() -> None:
+    """That of 11 has depthwise and 1x1 layers where that of v8 has one layer; C3k2 tells ultralytics which to build."""
+    source, reference = build(None, nc=80), build(None, nc=2)
+    backbone = [BACKBONE[0], [-1, 1, "C3k2", [8, False]], BACKBONE[2]]
+    yaml = {**reference.yaml, "backbone": backbone, "rep": {**REPVGG, "select": ["*.cv3.*.1"]}}
+    model = tasks.DetectionModel(copy.deepcopy(yaml), verbose=False)
+    assert [name.split(".")[2] for name in rep_blocks(model)] == ["cv3"] * 4
+    model.load(source, verbose=False)
+    assert [type(layer) for layer in model.model[-1].cv3[0]] == [type(layer) for layer in reference.model[-1].cv3[0]]
+
+
 @pytest.mark.parametrize("policies", [(None, REPVGG), (REPVGG, REPVGG), (REPVGG, None)], ids=str)
 @pytest.mark.parametrize("ch", [1, 4])
 def test_images_of_other_channels_get_the_sources_first_layer(ch: int, policies: tuple[Any, Any]) -> None:

@@ -33,11 +33,14 @@ def fitting(source: nn.Module, model: nn.Module) -> nn.Module:
 
 
 def regrow_(model: nn.Module, blocks: Mapping[str, nn.Module]) -> None:
-    """Grow the blocks that `model` had, by name, again on those that are stock now, where they gain from it."""
+    """Grow the blocks that `model` had, by name, again on those that are stock now, where they gain from it.
+
+    A class head of another kind has no layer of some names.
+    """
     policy = (getattr(model, "yaml", None) or {}).get("rep")
     named = isinstance(policy, dict) and policy.get("select") is not None
     for name, block in blocks.items():
-        layer: Any = model.get_submodule(name)
+        layer: Any = _at(model, name)
         options = rows.Options(block.block, block.identity)  # type: ignore[arg-type]
         if is_stock_conv(layer) and (named or gains(layer, options.block, options.identity)):
             grow_([(name, layer)], options, silent=True)
