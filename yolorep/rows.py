@@ -53,12 +53,11 @@ class Options:
 
 @dataclass
 class Plan:
-    """A stock model dictionary, what to grow on the model built from it, and how to train that (`equivalent_l2`)."""
+    """A stock model dictionary, and what to grow on the model built from it."""
 
     stock: dict[str, Any]
     rows: dict[int, tuple[str, Options]] = field(default_factory=dict)
     policy: Options | None = None
-    equivalent_l2: bool = False
 
     @property
     def is_rep(self) -> bool:
@@ -74,7 +73,8 @@ def plan(model_yaml: dict[str, Any], dialect: Dialect, *, checked: bool = True) 
         BlockError: an unknown option, block or identity; the message names the row.
     """
     stock = deepcopy(model_yaml)
-    result = Plan(stock, equivalent_l2=flag(stock.pop(EQUIVALENT_L2, False)))
+    result = Plan(stock)
+    flag(stock.pop(EQUIVALENT_L2, False))  # of its training; nothing is grown for it
     given = stock.pop("rep", None)
     if given is not None:
         result.policy = policy(given, checked=checked)
