@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from yolorep.blocks.joint_step import Geometry, Term, normalized_sum
 from yolorep.blocks.linear import ChannelMap
+from yolorep.blocks.pixels import overread
 
 CHEAP = 1 / 8  # of the dense convolution's work: a branch of at most this share is computed again, not kept
 WORTHWHILE = 2**18  # values of x: below, the step's own overhead outweighs a memory that hardly matters
@@ -117,6 +118,8 @@ def fits(parts: Sequence[Part], x: Tensor) -> bool:
     if seen or module_hooks._has_any_global_hook() or type(x) not in (Tensor, nn.Parameter):
         return False
     if x.dim() != 4 or x.device.type not in ("cpu", "cuda") or any(_is_shared(part.norm) for part in parts):
+        return False
+    if any(overread(part.layer, x) for part in parts):
         return False
     outputs = {part.output_shape(x) for part in parts}
     channels, *size = next(iter(outputs))

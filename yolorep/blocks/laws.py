@@ -18,6 +18,7 @@ from torch import Tensor
 
 from yolorep.algebra import Kernel
 from yolorep.blocks.joint import joint_sum, worthwhile
+from yolorep.blocks.pixels import pixels_read
 from yolorep.composition import compose
 from yolorep.fold import chain_of, children_kernels, summed
 from yolorep.precision import differentiable
@@ -43,7 +44,7 @@ def _each_forward(block: Conv_C3, x: Tensor) -> Tensor:
 def _separate_forward(block: Conv_C3, x: Tensor) -> Tensor:
     y = block.bn(block.conv(x))
     for _, branch in block.branches():
-        y = y + branch(x)
+        y = y + branch(pixels_read(branch, x))
     return y
 
 
@@ -57,7 +58,7 @@ def _sum_forward(block: Conv_C3, x: Tensor) -> Tensor:
     for _, layer in block.dense_path():
         y = layer(y)
     for _, branch in block.branches():
-        y = y + branch(x)
+        y = y + branch(pixels_read(branch, x))
     return block.bn(y)
 
 
