@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from types import ModuleType
 
@@ -73,6 +74,20 @@ def test_fuse_folds_first(make: Callable[[], tuple], training: bool) -> None:
     assert fused.training is training
     assert foreign_blocks(fused) == []
     assert_same(expected, fused.eval()(x))
+
+
+def test_what_has_imported_the_function_already_is_hooked_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As YOLOv6's `checkpoint` has, where yolorep is imported last."""
+    tree, _ = yolov6_tree()
+    importer = ModuleType("yolov6.utils.checkpoint")
+    before = importer.fuse_model = tree.fuse_model  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, importer.__name__, importer)
+    model, x = randomize_(Model()).eval(), torch.randn(2, C, 9, 9)
+    expected = model(x)
+    hooks = foreign.attach(tree)
+    assert_same(expected, importer.fuse_model(model)(x))
+    hooks.remove()
+    assert importer.fuse_model is before
 
 
 def test_without_the_hook_the_tree_is_wrong() -> None:

@@ -7,6 +7,7 @@ YOLOv5 tree that it grew from. In each, `yolorep.deploy(model)` does the same wi
 
 from __future__ import annotations
 
+import sys
 from types import ModuleType
 
 from yolorep.hosts.common import fuse_after_deploy
@@ -22,5 +23,6 @@ def attach(module: ModuleType) -> Hooks:
     if any(hasattr(module, mark) for mark in MARKS) and hasattr(getattr(module, "Model", None), "fuse"):
         hooks.wrap(module.Model, "fuse", fuse_after_deploy)
     if module.__name__.startswith("yolov6.") and hasattr(module, "fuse_model"):
-        hooks.wrap(module, "fuse_model", fuse_after_deploy)
+        others = [other for name, other in list(sys.modules.items()) if name.startswith("yolov6.")]
+        hooks.wrap_copies(module, "fuse_model", fuse_after_deploy, others)
     return hooks

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from types import ModuleType
 from typing import Any
 
 MARK = "__yolorep_original__"
@@ -32,6 +33,15 @@ class Hooks:
         setattr(wrapper, MARK, original)
         self._replaced.append((owner, name, original))
         setattr(owner, name, wrapper)
+
+    def wrap_copies(
+        self, module: Any, name: str, around: Callable[..., Any], importers: Iterable[ModuleType | None]
+    ) -> None:
+        """`wrap`, and the same in those of `importers` that have imported the function by its name already."""
+        function = getattr(module, name)
+        for owner in (module, *importers):
+            if getattr(owner, name, None) is function:
+                self.wrap(owner, name, around)
 
     def remove(self) -> None:
         """Put every original back, the last replaced first."""

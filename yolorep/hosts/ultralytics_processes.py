@@ -29,11 +29,9 @@ def attach(dist: ModuleType) -> Hooks:
         HostError: this version has no place for a hook.
     """
     require(dist, "generate_ddp_file", "ddp_cleanup", supported=SUPPORTED)
-    hooks, clean_up = Hooks(), dist.ddp_cleanup
+    hooks = Hooks()
     hooks.wrap(dist, "generate_ddp_file", _generate)
-    for owner in (dist, sys.modules.get(TRAINER)):
-        if getattr(owner, "ddp_cleanup", None) is clean_up:
-            hooks.wrap(owner, "ddp_cleanup", _clean_up)
+    hooks.wrap_copies(dist, "ddp_cleanup", _clean_up, [sys.modules.get(TRAINER)])
     return hooks
 
 

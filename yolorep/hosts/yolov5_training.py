@@ -60,10 +60,7 @@ def wrap_functions(hooks: Hooks, yolo: ModuleType) -> None:
     """
     owners = [(_owner(yolo, module, name), name, around) for (module, name), around in FUNCTIONS.items()]
     for utils, name, around in owners:
-        function = getattr(utils, name)
-        for owner in (utils, sys.modules.get("__main__")):
-            if getattr(owner, name, None) is function:
-                hooks.wrap(owner, name, around)
+        hooks.wrap_copies(utils, name, around, [sys.modules.get("__main__")])
 
 
 def _owner(yolo: ModuleType, module: str, name: str) -> ModuleType:
