@@ -1,9 +1,9 @@
-"""A rep model given to ultralytics' exporter, and the file that comes out run by the runtime that it is made for."""
+"""A rep model given to its host's exporter, and the file that comes out run by the runtime that it is made for."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -20,64 +20,102 @@ from yolorep.errors import first_line
 from yolorep.hosts.build import quiet
 from yolorep.selection import rep_blocks
 
+Export = Callable[[nn.Module, str, Tensor], Any]
+
 NOT_RUN_HERE = {"coreml": "converted; runs on macOS alone"}
 # OpenVINO computes in bfloat16 on processors that have it, unless it is asked not to.
 FLOAT32 = {"INFERENCE_PRECISION_HINT": "f32"}
+DENSE_HEADS = (
+    "Depth",
+    "SemanticSegment",
+)  # exported, they enlarge their maps, and may give the class alone
 
 
 @torch.no_grad()
-def parity(yolo: Any, form: str) -> float | str:
+def parity(stock: nn.Module, form: str, export: Export) -> float | str:
     """The largest relative error of the exported file's outputs against the rep model's, run in float64.
 
-    yolo: ultralytics' `YOLO` around a stock model; what is exported is that model expanded, with random branches.
-    form: ultralytics' name of an export format. Where there is no figure, the result says why.
+    What is exported is `stock` expanded, with random branches. form: the host's name of an export format. export: what
+    writes the file and runs it, or says why not. Where there is no figure, the result says why.
     """
     image = torch.rand(1, 3, SIDE, SIDE, generator=generator())
-    model = yolorep.expand(randomize_(yolo.model.eval()))
+    model = yolorep.expand(randomize_(stock.eval()))
     for name in rep_blocks(model):
         randomize_(model.get_submodule(name))
-    yolo.model = model
-    expected = outputs(reference(model)(image.double()))
+    expected = outputs(reference(model, form)(image.double()))
     with working_folder(), quiet():
         try:
-            file = yolo.export(format=form, imgsz=SIDE, device="cpu", verbose=False)
-            if form in NOT_RUN_HERE:
-                return NOT_RUN_HERE[form]
-            got = outputs(run(Path(file).absolute(), form, image))
+            answer = export(model, form, image)
         except Exception as error:  # of any of a dozen converters
             return f"{type(error).__name__}: {first_line(error)}"
-    if not got:
-        return "the file has no output of real numbers: not compared"
+    if isinstance(answer, str):
+        return answer
+    got = outputs(answer)
     if any(a.shape != b.shape for a, b in zip(expected, got, strict=False)):
         return "the exporter gives another output than the model in torch does: not compared"
+    if not got[0].is_floating_point():
+        return f"a map of classes, in which {int((got[0] != expected[0]).sum())} of {got[0].numel()} pixels differ"
     return max(relative(a, b) for a, b in zip(expected, got, strict=False))
 
 
-def reference(model: nn.Module) -> Any:
-    """A copy in float64, which answers as exported files do: by the head that takes several boxes an object."""
+def of_ultralytics(yolo: Any) -> Export:
+    """The exporter of ultralytics. yolo: its `YOLO` around the stock model."""
+
+    def export(model: nn.Module, form: str, image: Tensor) -> Any:
+        from ultralytics.nn.autobackend import AutoBackend
+
+        yolo.model = model
+        file = Path(yolo.export(format=form, imgsz=SIDE, device="cpu", verbose=False)).absolute()
+        if form in NOT_RUN_HERE:
+            return NOT_RUN_HERE[form]
+        if form == "openvino":
+            return in_openvino(file, image)
+        return AutoBackend(str(file), device=image.device, fuse=False)(image)
+
+    return export
+
+
+def of_tree(model: nn.Module, form: str, image: Tensor) -> Any:
+    """The `export.py` of a YOLOv5 tree, which must be importable, on a checkpoint of the model."""
+    import export
+    from models.common import DetectMultiBackend
+
+    weights = Path("rep.pt")
+    torch.save({"model": model}, weights)
+    files = export.run(weights=weights, imgsz=(SIDE, SIDE), include=(form,), device="cpu")
+    if not files:
+        return "export.py wrote no file"
+    if form in NOT_RUN_HERE:
+        return NOT_RUN_HERE[form]
+    file = Path(files[0])
+    if form == "openvino":
+        return in_openvino(file, image)
+    return DetectMultiBackend(file, device=image.device)(image)
+
+
+def in_openvino(file: Path, image: Tensor) -> list[Tensor]:
+    """The outputs of an exported file or its folder, in float32: both hosts leave the precision to the processor."""
+    import openvino
+
+    (xml,) = file.glob("*.xml") if file.is_dir() else (file,)
+    compiled = openvino.Core().compile_model(xml, "CPU", FLOAT32)
+    return [torch.from_numpy(value) for value in compiled(image.numpy()).values()]
+
+
+def reference(model: nn.Module, form: str) -> Any:
+    """A copy in float64, which answers as exported files do: several boxes an object, maps of the image's size."""
     copy: Any = deepcopy(model).double()
     if hasattr(copy, "end2end"):
         copy.end2end = False
+    for head in copy.modules():
+        if type(head).__name__ in DENSE_HEADS:
+            head.export, head.format = True, form
     return copy
-
-
-def run(file: Path, form: str, image: Tensor) -> Any:
-    """The outputs of an exported file."""
-    if form == "openvino":
-        import openvino
-
-        (xml,) = file.glob("*.xml")
-        compiled = openvino.Core().compile_model(xml, "CPU", FLOAT32)
-        return [torch.from_numpy(value) for value in compiled(image.numpy()).values()]
-    from ultralytics.nn.autobackend import AutoBackend
-
-    return AutoBackend(str(file), device=torch.device("cpu"), fuse=False)(image)
 
 
 def outputs(nest: Any) -> list[Tensor]:
     """The tensors that an exported model gives, first to last; a model in torch has more after them."""
-    leaves = [torch.as_tensor(leaf) for leaf in tree_leaves(nest) if hasattr(leaf, "shape")]
-    return [leaf for leaf in leaves if leaf.is_floating_point()]
+    return [torch.as_tensor(leaf) for leaf in tree_leaves(nest) if hasattr(leaf, "shape")]
 
 
 @contextmanager

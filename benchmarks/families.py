@@ -27,7 +27,7 @@ from typing import Any
 
 import safer
 import torch
-from exports import parity
+from exports import of_tree, of_ultralytics, parity
 from roundtrip import roundtrip
 from tables import tables
 from zoo import TREE, Model, models, yolo
@@ -57,7 +57,7 @@ def main() -> None:
         for model in models():
             asked = any(fnmatchcase(model.name, pattern) for pattern in options.names)
             if asked and (model.family == TREE) == (options.repo is not None):
-                for row in rows(model, options.formats):
+                for row in rows(model, options.formats, options.repo):
                     record(options.out, model, row)
     except YolorepError as error:
         sys.exit(f"{parser.prog}: {error}")
@@ -67,27 +67,31 @@ def main() -> None:
     print(text)
 
 
-def rows(model: Model, formats: list[str]) -> Any:
+def rows(model: Model, formats: list[str], repo: Path | None) -> Any:
     """What is measured of one model: its exports to `formats`, if there are any, or else its way there and back."""
     if formats:
-        return ({"exports": {form: apart(model, form)}} for form in formats if model.exported)
+        return ({"exports": {form: apart(model, form, repo)}} for form in formats if model.exported)
     with quiet():
         return [asdict(roundtrip(model.built(), fuse_in=torch.float32 if model.family == TREE else torch.float64))]
 
 
-def apart(model: Model, form: str) -> float | str:
+def apart(model: Model, form: str, repo: Path | None) -> float | str:
     """The parity of one export, in a process of its own: a converter may crash its process."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         try:
-            return pool.submit(exported, model, form).result()
+            return pool.submit(exported, model, form, repo).result()
         except BrokenProcessPool:
             return "the converter or its runtime crashed the process"
 
 
-def exported(model: Model, form: str) -> float | str:
-    """The parity of one export, in this process."""
+def exported(model: Model, form: str, repo: Path | None) -> float | str:
+    """The parity of one export, in this process. repo: the YOLOv5 tree that the model is of."""
     go_offline()
-    return parity(yolo(model.yaml), form)
+    if repo is not None:
+        tree_modules(repo)
+        return parity(model.built(), form, of_tree)
+    host = yolo(model.yaml)
+    return parity(host.model, form, of_ultralytics(host))
 
 
 def record(file: Path, model: Model, row: dict[str, Any]) -> None:

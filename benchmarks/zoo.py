@@ -92,7 +92,7 @@ class Model:
     @property
     def exported(self) -> bool:
         """Whether it is the one of its family and task that is exported."""
-        return self.family != TREE and FAMILIES[self.family][self.task][0] == self.yaml
+        return FAMILIES[self.family][self.task][0] == self.yaml
 
 
 def models() -> Iterator[Model]:
@@ -120,5 +120,7 @@ def of_tree(model: Model) -> nn.Module:
 
     file = str(find_tree() / "models" / model.yaml)
     if model.task == "classify":
-        return yolo.ClassificationModel(model=yolo.DetectionModel(file), cutoff=CUTOFF)
+        classifier = yolo.ClassificationModel(model=yolo.DetectionModel(file), cutoff=CUTOFF)
+        classifier.names = {index: str(index) for index in range(classifier.nc)}  # as the tree's training gives it
+        return classifier
     return (yolo.SegmentationModel if model.task == "segment" else yolo.DetectionModel)(file)
