@@ -240,6 +240,13 @@ def test_options_are_of_training_alone(mode: str) -> None:
         run_ultralytics(mode, ["model=x.pt", "rep=dbb"])
 
 
+def test_tune_says_where_its_blocks_come_from() -> None:
+    with pytest.raises(
+        UsageError, match="^tune trains a file .* takes no rep, select; accepted: .*`yolorep expand IN OUT`"
+    ):
+        load("yolo11n.yaml").tune(rep="repvgg", select=[4], data="none.yaml", iterations=1)
+
+
 # With YOLOv5
 
 TRAIN = ["train.py", "--img", "64", "--batch", "4", "--workers", "0", "--device", "cpu", "--noplots", "--noautoanchor"]

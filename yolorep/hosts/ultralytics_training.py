@@ -30,8 +30,9 @@ def attach(engine: ModuleType) -> Hooks:
     """
     hooks = Hooks()
     if engine.__name__.endswith(".model"):
-        require(engine, "Model.train", supported="ultralytics 8.2 to 8.4")
+        require(engine, "Model.train", "Model.tune", supported="ultralytics 8.2 to 8.4")
         hooks.wrap(engine.Model, "train", _train)
+        hooks.wrap(engine.Model, "tune", _tune)
     else:
         require(engine, "BaseTrainer.build_optimizer", supported="ultralytics 8.2 to 8.4")
         hooks.wrap(engine.BaseTrainer, "build_optimizer", _build_optimizer)
@@ -65,6 +66,16 @@ def _train(original: Any, yolo: Any, trainer: Any = None, **kwargs: Any) -> Any:
     finally:
         if yolo.model is asked:  # the training did not begin, or was of several data sets, with a model for each
             yolo.model = before
+
+
+def _tune(original: Any, yolo: Any, *args: Any, **kwargs: Any) -> Any:
+    given = [name for name in train_options.NAMES if name in kwargs]
+    if given:
+        raise UsageError(
+            f"tune trains a file in processes of its own and takes no {', '.join(given)}; accepted: a model that has "
+            "its blocks, as from `yolorep expand IN OUT` or a YAML with rep:"
+        )
+    return original(yolo, *args, **kwargs)
 
 
 def _as_asked(model: nn.Module, options: train_options.TrainOptions) -> Any:
