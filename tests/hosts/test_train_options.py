@@ -242,7 +242,7 @@ def test_options_are_of_training_alone(mode: str) -> None:
 
 def test_tune_says_where_its_blocks_come_from() -> None:
     with pytest.raises(
-        UsageError, match="^tune trains a file .* takes no rep, select; accepted: .*`yolorep expand IN OUT`"
+        UsageError, match=r"^tune trains a file .* takes no rep, select; accepted: .*`yolorep expand IN OUT`"
     ):
         load("yolo11n.yaml").tune(rep="repvgg", select=[4], data="none.yaml", iterations=1)
 
