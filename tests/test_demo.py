@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import ROOT, run_python
+from tests.processes import LAUNCH, NO_NETWORK
 from yolorep.demo import scenes, training
 from yolorep.demo.run import claim
 from yolorep.errors import UsageError
@@ -22,6 +23,8 @@ def refuse(*arguments, **options):
     raise OSError("no network here")
 socket.socket.connect = socket.socket.connect_ex = socket.socket.sendto = socket.getaddrinfo = refuse
 """
+# A process that was started in the background of a script may ignore them, and so would its children.
+HEED_INTERRUPTS = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
 DEMO = """
 from yolorep.cli import main
 sys.argv = ["yolorep", "demo", "--epochs", "1", "--images", "16"]
@@ -62,7 +65,8 @@ def test_demo_leaves_its_files_below_its_folder_and_reaches_no_network(tmp_path:
 
 
 def test_demo_interrupted_says_so_and_leaves_nothing(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "yolorep", "demo", "--images", "32", "--out", str(tmp_path / "out")]
+    program = f"{HEED_INTERRUPTS}\n{NO_NETWORK}{LAUNCH}"
+    command = [sys.executable, "-c", program, "demo", "--images", "32", "--out", str(tmp_path / "out")]
     environment = {**os.environ, **QUICK, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
     deadline = time.monotonic() + 60
