@@ -3,8 +3,8 @@
     python benchmarks/resume.py path/to/data.yaml --weights path/to/yolov5n-coco.pt
 
 Each host trains yolov5n-rep.yaml by its own distributed launch, in two processes that take this CPU for two GPUs
-(`cpu_as_gpus`): ultralytics from scratch, YOLOv5 from --weights. Uninterrupted runs of several seeds tell the noise. A
-run of the first seed is killed, every process of it with SIGKILL, while it is in the middle of an epoch, and resumed.
+(`cpu_as_gpus`): ultralytics from scratch, YOLOv5 from --weights. Uninterrupted runs of several seeds tell the noise.
+Runs of the first --killed seeds get SIGKILL, every process of them, in the middle of an epoch, and are resumed.
 
 A run that is finished in --runs is taken as it is. Writes one JSON file with every epoch of every run.
 """
@@ -151,19 +151,10 @@ def curves_of(epochs: list[dict[str, float]]) -> Iterator[tuple[str, list[float]
         yield metric, [next(epoch[column] for column in columns if column in epoch) for epoch in epochs]
 
 
-def summary(runs: list[dict]) -> dict[str, dict[str, float]]:
-    """The final figures: the range of the uninterrupted runs, and the resumed one."""
-    alone = [run for run in runs if "killed" not in run]
-    resumed = next(run for run in runs if "killed" in run)
-    return {
-        metric: {
-            "uninterrupted_min": min(run[metric] for run in alone),
-            "uninterrupted_max": max(run[metric] for run in alone),
-            "same_seed_uninterrupted": next(run[metric] for run in alone if run["seed"] == resumed["seed"]),
-            "resumed": resumed[metric],
-        }
-        for metric in METRICS
-    }
+def summary(runs: list[dict]) -> dict[str, dict[str, list[float]]]:
+    """The final figures, in the order of the seeds: of the uninterrupted runs, and of those killed and resumed."""
+    kinds = {"uninterrupted": [r for r in runs if "killed" not in r], "resumed": [r for r in runs if "killed" in r]}
+    return {metric: {kind: [run[metric] for run in some] for kind, some in kinds.items()} for metric in METRICS}
 
 
 def main() -> None:
@@ -173,7 +164,8 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, default="", help="a checkpoint of YOLOv5 for that host to start from")
     parser.add_argument("--hosts", nargs="+", default=["ultralytics", "yolov5"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--killed", type=int, default=1, help="how many seeds are run once more, killed and resumed")
+    parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--batch", type=int, default=8, help="of all processes together")
     parser.add_argument("--imgsz", type=int, default=320)
     parser.add_argument("--threads", type=int, default=1, help="of each process")
@@ -185,7 +177,7 @@ def main() -> None:
     options.runs.mkdir(parents=True, exist_ok=True)
     results = {}
     for host in options.hosts:
-        killed = [run(host, options.seeds[0], options, killed=True)]
+        killed = [run(host, seed, options, killed=True) for seed in options.seeds[: options.killed]]
         results[host] = [*(run(host, seed, options, killed=False) for seed in options.seeds), *killed]
     record = {
         "date": date.today().isoformat(),
