@@ -80,6 +80,8 @@ def of_tree(model: nn.Module, form: str, image: Tensor) -> Any:
     import export
     from models.common import DetectMultiBackend
 
+    if form not in set(export.export_formats()["Argument"]):
+        return "the host has no such format"
     weights = Path("rep.pt")
     torch.save({"model": model}, weights)
     files = export.run(weights=weights, imgsz=(SIDE, SIDE), include=(form,), device="cpu")
