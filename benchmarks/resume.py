@@ -2,7 +2,7 @@
 
     python benchmarks/resume.py path/to/data.yaml --weights path/to/yolov5n-coco.pt
 
-Each host trains yolov5n-rep.yaml by its own distributed launch, in two processes that take this CPU for two GPUs
+Each host trains --model by its own distributed launch, in two processes that take this CPU for two GPUs
 (`cpu_as_gpus`): ultralytics from scratch, YOLOv5 from --weights. Uninterrupted runs of several seeds tell the noise.
 Runs of the first --killed seeds get SIGKILL, every process of them, in the middle of an epoch, and are resumed.
 
@@ -30,7 +30,6 @@ from accuracy import METRICS
 
 PROCESSES = 2
 HERE = Path(__file__).parent
-MODEL = "yolov5n-rep.yaml"
 # The epoch (ultralytics counts from 1, YOLOv5 from 0) and how much of it is done, in a host's progress bar.
 PROGRESS = re.compile(r"(\d+)/\d+ +\S+G .*? (\d+)%")
 INSPECT = """
@@ -57,9 +56,15 @@ def command(host: str, name: str, seed: int, options: argparse.Namespace) -> lis
     given |= {"project": options.runs, "name": name, "device": "0,1", "workers": 0}
     if host == "ultralytics":
         # A step for each batch, so that a short schedule learns something from scratch.
-        given |= {"batch": options.batch, "nbs": options.batch, "model": MODEL, "plots": False, "exist_ok": True}
+        given |= {
+            "batch": options.batch,
+            "nbs": options.batch,
+            "model": options.model,
+            "plots": False,
+            "exist_ok": True,
+        }
         return [*yolorep(host), "train", *(f"{key}={value}" for key, value in given.items())]
-    given |= {"batch-size": options.batch, "cfg": MODEL, "weights": options.weights}
+    given |= {"batch-size": options.batch, "cfg": options.model, "weights": options.weights}
     flags = [text for key, value in given.items() for text in (f"--{key}", str(value))]
     return [*yolorep(host), "yolov5", "train.py", *flags, "--noplots", "--exist-ok"]
 
@@ -162,6 +167,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--weights", type=Path, default="", help="a checkpoint of YOLOv5 for that host to start from")
+    parser.add_argument("--model", default="yolov5n-rep.yaml", help="yolov5n.yaml for stock")
     parser.add_argument("--hosts", nargs="+", default=["ultralytics", "yolov5"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--killed", type=int, default=1, help="how many seeds are run once more, killed and resumed")
@@ -189,7 +195,7 @@ def main() -> None:
         "python": platform.python_version(),
         "packages": {name: version(name) for name in ("yolorep", "ultralytics", "yolov5", "torch", "numpy")},
         "schedule": {
-            "model": MODEL,
+            "model": options.model,
             "processes": PROCESSES,
             "epochs": options.epochs,
             "batch": options.batch,
