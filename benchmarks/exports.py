@@ -25,10 +25,8 @@ Export = Callable[[nn.Module, str, Tensor], Any]
 NOT_RUN_HERE = {"coreml": "converted; runs on macOS alone"}
 # OpenVINO computes in bfloat16 on processors that have it, unless it is asked not to.
 FLOAT32 = {"INFERENCE_PRECISION_HINT": "f32"}
-DENSE_HEADS = (
-    "Depth",
-    "SemanticSegment",
-)  # exported, they enlarge their maps, and may give the class alone
+# Exported, they enlarge their maps, and may give the class alone.
+DENSE_HEADS = ("Depth", "SemanticSegment")
 
 
 @torch.no_grad()
@@ -51,6 +49,8 @@ def parity(stock: nn.Module, form: str, export: Export) -> float | str:
     if isinstance(answer, str):
         return answer
     got = outputs(answer)
+    if not got:
+        return "the file has no output"
     if any(a.shape != b.shape for a, b in zip(expected, got, strict=False)):
         return "the exporter gives another output than the model in torch does: not compared"
     if not got[0].is_floating_point():
