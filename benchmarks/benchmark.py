@@ -9,8 +9,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from yolorep.bench.command import run
-from yolorep.bench.run import Settings, best_device
+from yolorep.bench.measure import Settings, best_device
+from yolorep.commands.bench import run
 from yolorep.errors import YolorepError
 
 RESULTS = Path(__file__).parent / "results"

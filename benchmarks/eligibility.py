@@ -26,11 +26,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from yolorep import expand
+from yolorep.bench.measure import Settings, best_device
 from yolorep.bench.report import machine
-from yolorep.bench.run import Settings, best_device
 from yolorep.bench.timing import Spread, interleave
-from yolorep.hosts.build import build
-from yolorep.selection import chosen, stock_convs
+from yolorep.hosts.ultralytics.build import build
+from yolorep.stock_layers import chosen, stock_convs
 
 STOCK, DEFAULT = "stock", "default"
 

@@ -17,8 +17,8 @@ from torch.utils._pytree import tree_leaves
 
 import yolorep
 from yolorep.errors import first_line
-from yolorep.hosts.build import quiet
-from yolorep.selection import rep_blocks
+from yolorep.hosts.ultralytics.build import quiet
+from yolorep.stock_layers import rep_blocks
 
 Export = Callable[[nn.Module, str, Tensor], Any]
 

@@ -32,12 +32,12 @@ from roundtrip import roundtrip
 from tables import tables
 from zoo import TREE, Model, models, yolo
 
+from yolorep.bench.measure import Settings
 from yolorep.bench.report import machine
-from yolorep.bench.run import Settings
 from yolorep.errors import YolorepError
-from yolorep.hosts.build import quiet
-from yolorep.hosts.compat import tree_modules
 from yolorep.hosts.offline import go_offline
+from yolorep.hosts.ultralytics.build import quiet
+from yolorep.hosts.yolov5.compat import tree_modules
 
 FILE = Path(__file__).parent / "results" / "families.json"
 

@@ -34,11 +34,11 @@ HERE = Path(__file__).parent
 PROGRESS = re.compile(r"(\d+)/\d+ +\S+G .*? (\d+)%")
 INSPECT = """
 import json, sys, torch
-from yolorep.hosts.compat import stand_in
-from yolorep.selection import rep_blocks
+from yolorep.hosts.yolov5.compat import stand_in
+from yolorep.stock_layers import rep_blocks
 stand_in()
 if sys.argv[2] == "yolov5":
-    from yolorep.hosts.compat import make_runnable
+    from yolorep.hosts.yolov5.compat import make_runnable
     make_runnable()
 found = torch.load(sys.argv[1], map_location="cpu", weights_only=False)
 print(json.dumps({

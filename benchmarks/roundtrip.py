@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import yolorep
-from yolorep.selection import rep_blocks, stock_convs
+from yolorep.stock_layers import rep_blocks, stock_convs
 
 SIDE = 64
 RANGES = {"running_mean": (-0.3, 0.3), "running_var": (0.5, 2), "weight": (0.4, 1.4), "bias": (-0.3, 0.3)}

@@ -31,10 +31,10 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from yolorep.bench.command import check_folder
+from yolorep.bench.measure import LAYOUTS, Settings, best_device, checked
 from yolorep.bench.report import machine
-from yolorep.bench.run import LAYOUTS, Settings, best_device, checked
 from yolorep.bench.training import COMPILED, DEPLOYED, JOINT, SEPARATE, STOCK, Cost, Shape, cost
+from yolorep.commands.bench import check_folder
 from yolorep.errors import YolorepError
 
 COLOURS = {SEPARATE: "tab:orange", JOINT: "tab:blue", COMPILED: "tab:green"}

@@ -116,7 +116,7 @@ def of_tree(model: Model) -> nn.Module:
     """A model as a YOLOv5 tree builds it."""
     from models import yolo
 
-    from yolorep.hosts.tree import find_tree
+    from yolorep.hosts.yolov5.tree import find_tree
 
     file = str(find_tree() / "models" / model.yaml)
     if model.task == "classify":

@@ -15,7 +15,7 @@ from yolorep import Conv_C3, deploy, expand
 from yolorep.bench import Settings, Spread, Timing, bench, interleave, of_block, of_model, of_name, timing
 from yolorep.bench.subjects import CONVOLUTION, DEPLOYED, STOCK, UNFUSED
 from yolorep.cli import app
-from yolorep.cli_lists import spread
+from yolorep.commands.list_options import spread
 from yolorep.errors import UsageError, YolorepError
 
 CPU = torch.device("cpu")

@@ -12,7 +12,7 @@ from torch import nn
 from tests.helpers import relative_error, tensors
 from yolorep.bench import of_name
 from yolorep.bench.subjects import DEPLOYED, STOCK, UNFUSED
-from yolorep.selection import rep_blocks
+from yolorep.stock_layers import rep_blocks
 
 SIXTY_LAYERS = 1e-4  # folded and fused in float32, and compared at the end of a fresh network
 

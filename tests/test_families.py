@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tests.helpers import assert_same, assert_same_outputs, randomize_, tensors
 from yolorep import deploy, expand
-from yolorep.selection import rep_blocks
+from yolorep.stock_layers import rep_blocks
 
 ultralytics = pytest.importorskip("ultralytics")
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from tests.helpers import assert_untouched, snapshot
 from yolorep import BlockError, FoldError, HostError, deploy, expand, verify
-from yolorep.selection import rep_blocks
+from yolorep.stock_layers import rep_blocks
 
 STOCK = "yolov5n.yaml"
 

@@ -3,10 +3,10 @@
 from yolorep._version import __version__
 from yolorep.blocks import C3, Bottleneck, Conv_C3
 from yolorep.errors import BlockError, CheckpointError, FoldError, HostError, VerifyError, YolorepError
-from yolorep.fold import fold
+from yolorep.folding import fold
 from yolorep.hosts import install as _install
 from yolorep.surgery import deploy, expand
-from yolorep.verify import Report, verify
+from yolorep.verification import Report, verify
 
 __all__ = [
     "C3",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from yolorep.cli_lists import ListCommand, Precision
+from yolorep.commands.list_options import ListCommand, Precision
 from yolorep.errors import HostError, UsageError, YolorepError, first_line
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def export(context: typer.Context) -> None:
 @app.command(context_settings={**PASS_ON, "allow_interspersed_args": False})  # after SCRIPT, all is the script's
 def yolov5(context: typer.Context, script: str, repo: Repo = None) -> None:
     """Run an unmodified script of a YOLOv5 tree (train.py, val.py, detect.py, export.py) that knows rep models."""
-    from yolorep.hosts.launcher import run_script
+    from yolorep.hosts.yolov5.launcher import run_script
 
     run_script(script, context.args, repo)
 
@@ -71,9 +71,9 @@ def patch(
     revert: Annotated[bool, typer.Option("--revert", help="Take the patch out again.")] = False,
 ) -> None:
     """Add the one line to a YOLOv5 tree that makes its own scripts know rep models."""
-    from yolorep import patching
+    from yolorep.hosts.yolov5 import patch
 
-    typer.echo(patching.run(directory, check=check, revert=revert))
+    typer.echo(patch.run(directory, check=check, revert=revert))
 
 
 @app.command()
@@ -88,7 +88,7 @@ def expand(
     repo: Repo = None,
 ) -> None:
     """Give a stock checkpoint extra branches: it computes the same, and is ready to fine-tune."""
-    from yolorep.convert import expand_file
+    from yolorep.commands.convert import expand_file
 
     chosen = [int(s) if s.isdecimal() else s for s in select] if select else None
     expand_file(source, out, block, identity, chosen, half=half, overwrite=overwrite, repo=repo, console=_console())
@@ -97,7 +97,7 @@ def expand(
 @app.command()
 def deploy(source: Source, out: Out, half: Half = False, overwrite: Overwrite = False, repo: Repo = None) -> None:
     """Fold a trained rep checkpoint into a stock one, proven equal before it is written."""
-    from yolorep.convert import deploy_file
+    from yolorep.commands.convert import deploy_file
 
     deploy_file(source, out, half=half, overwrite=overwrite, repo=repo, console=_console())
 
@@ -110,7 +110,7 @@ def import_weights(
     overwrite: Overwrite = False,
 ) -> None:
     """Write a classifier's checkpoint with the RepVGG weights of its authors or of timm."""
-    from yolorep.weights import import_file
+    from yolorep.commands.import_weights import import_file
 
     import_file(source, yaml, out, overwrite=overwrite, console=_console())
 
@@ -124,7 +124,7 @@ def split(
     link: Annotated[bool, typer.Option("--link", help="Symbolic links instead of copies.")] = False,
 ) -> None:
     """Split images of a classifier into train and val, the same share of each class."""
-    from yolorep.split import split_folder
+    from yolorep.commands.split import split_folder
 
     for name, counts in split_folder(source, out, val=val, seed=seed, link=link).items():
         typer.echo(f"{name}: {counts.train} train, {counts.val} val")
@@ -144,7 +144,7 @@ def verify(
     repo: Repo = None,
 ) -> None:
     """Compare two checkpoints block by block and end to end; exit code 1 when they differ."""
-    from yolorep.convert import verify_files
+    from yolorep.commands.convert import verify_files
 
     if not verify_files(before, after, images=images, data=data, imgsz=imgsz, repo=repo, console=_console()):
         raise typer.Exit(1)
@@ -168,8 +168,8 @@ def bench(
     repo: Repo = None,
 ) -> None:
     """Time models and blocks with their branches, deployed, and against stock, interleaved."""
-    from yolorep.bench.command import run
-    from yolorep.bench.run import Settings, best_device
+    from yolorep.bench.measure import Settings, best_device
+    from yolorep.commands.bench import run
 
     layouts = ("contiguous", "channels_last") if channels_last else ("contiguous",)
     precisions = tuple(p.value for p in precision)
@@ -218,10 +218,10 @@ def _console() -> Console:
 
 
 def _ultralytics(mode: str, arguments: list[str]) -> None:
-    from yolorep.hosts.damage import check_whole
     from yolorep.hosts.offline import go_offline
     from yolorep.hosts.train_options import from_pairs
-    from yolorep.hosts.ultralytics_training import options_of_command
+    from yolorep.hosts.truncated_files import check_whole
+    from yolorep.hosts.ultralytics.training_hooks import options_of_command
 
     go_offline()
     for argument in arguments:

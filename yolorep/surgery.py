@@ -16,18 +16,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from yolorep import rows
+from yolorep import model_yaml
 from yolorep.blocks.conv_c3 import Conv_C3, converted, excited
 from yolorep.blocks.registry import block_of, check_options
-from yolorep.blocks.silence import silence_
 from yolorep.blocks.site import Site
-from yolorep.calibration import calibrated
+from yolorep.blocks.zero_start import silence_
+from yolorep.classifier_head import pool_and_classify_
 from yolorep.errors import BlockError, HostError
-from yolorep.fold import to_conv
+from yolorep.folding import to_conv
 from yolorep.foreign import folded
-from yolorep.heads import pool_and_classify_
-from yolorep.model import dialect_of, own_blocks, unwrapped
-from yolorep.selection import Select, chosen, is_stock_conv, listed, nothing_to_expand, stock_convs
+from yolorep.host import dialect_of, own_blocks, unwrapped
+from yolorep.stock_layers import Select, chosen, is_stock_conv, listed, nothing_to_expand, stock_convs
+from yolorep.stock_norm import calibrated
 
 Model = TypeVar("Model", bound=nn.Module)
 PLAIN = "plain"
@@ -59,7 +59,7 @@ def expand(
     if (getattr(core, "yaml", None) or {}).get("rep") is not None:
         raise HostError(f"{type(core).__name__} is already expanded, by {core.yaml['rep']}; deploy() it first")  # type: ignore
     layers = chosen(named, select, block, identity)
-    grow_(layers, rows.Options(block, identity), silent=True)
+    grow_(layers, model_yaml.Options(block, identity), silent=True)
     _write_policy(core, block, identity, select, [name for name, _ in layers])
     return model
 
@@ -102,7 +102,7 @@ def fold_blocks_(model: nn.Module, leave: Iterable[nn.Module] = ()) -> None:
         fold.commit_()
 
 
-def grow_(layers: Iterable[tuple[str, nn.Module]], options: rows.Options, *, silent: bool) -> None:
+def grow_(layers: Iterable[tuple[str, nn.Module]], options: model_yaml.Options, *, silent: bool) -> None:
     """Turn stock layers into `Conv_C3` in place; all of them or, on an error, none.
 
     silent: start with branches that add nothing (for a trained layer), else as freshly initialized ones.
@@ -135,7 +135,7 @@ def _excite_(layer: nn.Module) -> None:
     layer.act = squeeze.to(device=weight.device, dtype=weight.dtype).train(layer.training)
 
 
-def grow_planned_(layers: nn.Sequential, plan: rows.Plan) -> None:
+def grow_planned_(layers: nn.Sequential, plan: model_yaml.Plan) -> None:
     """Grow what a model YAML asks for on the layers that a host built from its stand-in, freshly initialized.
 
     Raises:
@@ -143,7 +143,7 @@ def grow_planned_(layers: nn.Sequential, plan: rows.Plan) -> None:
     """
     for index, (name, options) in plan.rows.items():
         layer = layers[index]
-        if name == rows.FC:
+        if name == model_yaml.FC:
             pool_and_classify_(layer)
             continue
         if name != "Conv_C3":
@@ -159,7 +159,7 @@ def grow_planned_(layers: nn.Sequential, plan: rows.Plan) -> None:
             layer.np = sum(p.numel() for p in layer.parameters())  # type: ignore[assignment]
 
 
-def grow_policy_(layers: nn.Sequential, policy: rows.Options, *, silent: bool) -> None:
+def grow_policy_(layers: nn.Sequential, policy: model_yaml.Options, *, silent: bool) -> None:
     """Grow what a policy asks for on those of a model's layers that are stock. Raises BlockError as `chosen`."""
     named = [(f"model.{name}", layer) for name, layer in stock_convs(layers)]
     grow_(chosen(named, policy.select, policy.block, policy.identity), policy, silent=silent)
@@ -206,11 +206,11 @@ def _deployed_yaml(model: nn.Module) -> dict[str, Any]:
     result: dict[str, Any] = {}
     yaml, file = getattr(model, "yaml", None), getattr(model, "yaml_file", None)
     if isinstance(yaml, dict):
-        plan = rows.plan(yaml, dialect_of(model), checked=False)  # folding asks nothing of the registry
+        plan = model_yaml.plan(yaml, dialect_of(model), checked=False)  # folding asks nothing of the registry
         if plan.is_rep:
-            result["yaml"] = rows.deployed(yaml, dialect_of(model))
+            result["yaml"] = model_yaml.deployed(yaml, dialect_of(model))
     if isinstance(file, str):
-        result["yaml_file"] = rows.stock_name(file)
+        result["yaml_file"] = model_yaml.stock_name(file)
     return result
 
 

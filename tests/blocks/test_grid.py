@@ -16,9 +16,9 @@ from tests.helpers import TOLERANCE
 from yolorep import algebra
 from yolorep.algebra import Kernel
 from yolorep.blocks import BLOCKS, conv_c3, laws
-from yolorep.fold import kernel_of, to_conv
+from yolorep.folding import kernel_of, to_conv
 
-fold_file = import_module("yolorep.fold")  # `yolorep.fold` itself is the function
+fold_file = import_module("yolorep.folding")  # `yolorep.folding` itself is the function
 
 
 def check(block: str, dtype: torch.dtype) -> grid.Worst:

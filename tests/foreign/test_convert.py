@@ -13,7 +13,8 @@ from torch import nn
 
 from tests.foreign.lookalikes import RepVGGBlock
 from tests.helpers import randomize_
-from yolorep import CheckpointError, convert
+from yolorep import CheckpointError
+from yolorep.commands import convert
 from yolorep.foreign import foreign_blocks
 from yolorep.hosts import checkpoints
 

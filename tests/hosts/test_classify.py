@@ -66,7 +66,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_training_keeps_the_network_and_takes_the_classes_of_the_data(trained: Path) -> None:
     from yolorep.hosts.checkpoints import load
-    from yolorep.selection import rep_blocks
+    from yolorep.stock_layers import rep_blocks
 
     model = load(trained / "best.pt").model
     assert len(rep_blocks(model)) == 22

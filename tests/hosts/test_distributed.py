@@ -18,8 +18,9 @@ from torch.nn.parallel import DistributedDataParallel
 from tests.helpers import ROOT, assert_same
 from tests.hosts.yolov5_helpers import needs_package
 from tests.processes import LAUNCH, NO_NETWORK, run
-from yolorep.blocks import BLOCKS, Conv_C3, joint
-from yolorep.selection import rep_blocks
+from yolorep.blocks import BLOCKS, Conv_C3
+from yolorep.stock_layers import rep_blocks
+from yolorep.training import joint
 
 PROCESSES = 2
 ROWS = 28  # blocks of yolov5n-rep.yaml

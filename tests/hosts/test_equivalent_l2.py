@@ -17,8 +17,8 @@ from tests.helpers import run_python
 from tests.hosts.yolov5_helpers import needs_package
 from yolorep import BlockError, deploy
 from yolorep.blocks import equivalent_l2
-from yolorep.blocks.penalty import kernels, penalized_blocks
 from yolorep.hosts.shipped import find_yaml
+from yolorep.training.penalty import kernels, penalized_blocks
 
 DECAY = 0.5  # large, so that a wrong step shows
 Build = Callable[[nn.Module], Optimizer]
@@ -107,7 +107,7 @@ def test_ultralytics_takes_it_from_an_option_or_the_yaml(by_option: bool, tiny_d
 
 
 YOLOV5 = f"""
-from yolorep.hosts.compat import make_runnable
+from yolorep.hosts.yolov5.compat import make_runnable
 from yolorep.hosts.shipped import find_yaml
 make_runnable()
 from yolov5.models.yolo import Model
@@ -133,7 +133,7 @@ general.intersect_dicts = lambda source, target: target
 yolo = types.ModuleType("models.yolo")
 sys.modules.update({module.__name__: module for module in (utils, general)})
 from yolorep.hosts.hooks import MARK, Hooks
-from yolorep.hosts.yolov5_training import wrap_functions
+from yolorep.hosts.yolov5.training_hooks import wrap_functions
 hooks = Hooks()
 wrap_functions(hooks, yolo)
 print(hasattr(utils.smart_optimizer, MARK), hasattr(smart_optimizer, MARK))

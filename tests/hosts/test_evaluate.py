@@ -14,8 +14,9 @@ from tests.helpers import run_python
 from tests.hosts.yolov5_helpers import needs_package
 from tests.processes import yolorep
 from yolorep import HostError, VerifyError
-from yolorep.hosts import evaluate, evaluate_ultralytics, unfused
-from yolorep.selection import rep_blocks
+from yolorep.hosts import evaluate, suspended_fuse
+from yolorep.hosts.ultralytics import evaluator
+from yolorep.stock_layers import rep_blocks
 
 
 def test_image_files_accepts_a_file_and_a_folder(tiny_dataset: Path) -> None:
@@ -70,7 +71,7 @@ def test_a_host_without_known_figures_is_refused(
     from ultralytics import YOLO
 
     YOLO("yolov5n.yaml").save(tmp_path / "model.pt")
-    monkeypatch.setattr(evaluate_ultralytics, "FIGURES", {"metrics/of old": "mAP50"})
+    monkeypatch.setattr(evaluator, "FIGURES", {"metrics/of old": "mAP50"})
     with pytest.raises(HostError, match="none of the figures of detect, but metrics/precision"):
         evaluate.figures(evaluate.evaluator(tmp_path / "model.pt", imgsz=64), tiny_dataset)
 
@@ -80,7 +81,7 @@ def test_unfused_keeps_the_branches_and_ends() -> None:
 
     fuse = BaseModel.fuse
     model = DetectionModel("yolov5n-rep.yaml", verbose=False).eval()
-    with unfused.unfused():
+    with suspended_fuse.unfused():
         assert model.fuse(verbose=False) is model
         assert len(rep_blocks(model)) == 28
     assert BaseModel.fuse is fuse
@@ -90,7 +91,9 @@ def test_unfused_passes_over_a_module_that_is_no_host(monkeypatch: pytest.Monkey
     import ultralytics.nn.tasks  # noqa: F401
 
     monkeypatch.setitem(sys.modules, "models.yolo", ModuleType("models.yolo"))  # a package of another project
-    monkeypatch.setattr(unfused, "attached", lambda: ["models.yolo", "ultralytics.nn.tasks", "yolov5.models.yolo"])
+    monkeypatch.setattr(
+        suspended_fuse, "attached", lambda: ["models.yolo", "ultralytics.nn.tasks", "yolov5.models.yolo"]
+    )
     monkeypatch.delitem(sys.modules, "yolov5.models.yolo", raising=False)
     test_unfused_keeps_the_branches_and_ends()
 

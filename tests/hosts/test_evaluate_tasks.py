@@ -15,9 +15,9 @@ from torch import nn
 from tests.helpers import randomize_, sure_
 from tests.hosts.scenes import NAMES, write_scenes
 from yolorep import deploy, expand
-from yolorep.hosts.build import build
 from yolorep.hosts.evaluate import Evaluator, compare_images, evaluator, figures
-from yolorep.results import TASKS
+from yolorep.hosts.predictions import TASKS
+from yolorep.hosts.ultralytics.build import build
 
 MAPS = ["mAP50", "mAP50-95"]
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tests.helpers import randomize_, relative_error, run_python, tensors
 from yolorep import deploy, expand
-from yolorep.selection import rep_blocks
+from yolorep.stock_layers import rep_blocks
 
 ultralytics = pytest.importorskip("ultralytics")
 exporter = pytest.importorskip("ultralytics.engine.exporter")

@@ -11,7 +11,7 @@ from torch import nn
 from tests.helpers import assert_same_outputs, randomize_
 from yolorep import HostError, deploy, expand, verify
 from yolorep.foreign import foreign_blocks
-from yolorep.selection import rep_blocks
+from yolorep.stock_layers import rep_blocks
 
 tasks = pytest.importorskip("ultralytics.nn.tasks")
 Detector = Callable[[str], nn.Module]

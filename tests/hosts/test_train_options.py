@@ -15,9 +15,9 @@ from yolorep import BlockError, YolorepError, expand
 from yolorep.cli import _ultralytics as run_ultralytics
 from yolorep.errors import UsageError
 from yolorep.hosts.train_options import TrainOptions, from_flags, from_pairs, read
-from yolorep.hosts.yolov5_training import take_options
-from yolorep.rows import ULTRALYTICS, Options
-from yolorep.selection import rep_blocks
+from yolorep.hosts.yolov5.training_hooks import take_options
+from yolorep.model_yaml import ULTRALYTICS, Options
+from yolorep.stock_layers import rep_blocks
 
 POLICY = Options("mobileone(branches=6)", "none", select=("model.4.*", 6))
 # as in Python, on ultralytics' command line and on a YOLOv5 script's
@@ -252,8 +252,8 @@ def test_tune_says_where_its_blocks_come_from() -> None:
 TRAIN = ["train.py", "--img", "64", "--batch", "4", "--workers", "0", "--device", "cpu", "--noplots", "--noautoanchor"]
 SHOW = """
 import sys, torch
-from yolorep.hosts.compat import make_runnable
-from yolorep.selection import rep_blocks
+from yolorep.hosts.yolov5.compat import make_runnable
+from yolorep.stock_layers import rep_blocks
 make_runnable()
 model = torch.load(sys.argv[1], weights_only=False)["model"]
 print(len(rep_blocks(model)), model.nc, model.yaml["rep"], model.yaml["equivalent_l2"])

@@ -14,7 +14,7 @@ from torch import nn
 
 from yolorep import deploy
 from yolorep.blocks import laws
-from yolorep.selection import rep_blocks
+from yolorep.stock_layers import rep_blocks
 
 ultralytics = pytest.importorskip("ultralytics")
 

@@ -13,10 +13,10 @@ from torch import nn
 
 from tests.helpers import assert_same_outputs, randomize_, run_python
 from yolorep import HostError, deploy, expand, hosts
-from yolorep.hosts import ultralytics as adapter
 from yolorep.hosts.hooks import MARK
 from yolorep.hosts.shipped import shipped
-from yolorep.selection import rep_blocks
+from yolorep.hosts.ultralytics import model_hooks as adapter
+from yolorep.stock_layers import rep_blocks
 
 tasks = pytest.importorskip("ultralytics.nn.tasks")
 

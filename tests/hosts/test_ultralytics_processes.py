@@ -14,7 +14,7 @@ from torch import nn
 
 from yolorep.blocks import Conv_C3
 from yolorep.errors import HostError
-from yolorep.hosts import ultralytics_processes
+from yolorep.hosts.ultralytics import process_hooks
 
 SCRIPT = """
 overrides = {}
@@ -48,7 +48,7 @@ def host(folder: Path, text: str = SCRIPT, state: object = None, *, attach: bool
     dist.generate_ddp_file = generate_ddp_file
     dist.ddp_cleanup = lambda trainer, file: Path(file).unlink()
     if attach:
-        ultralytics_processes.attach(dist)
+        process_hooks.attach(dist)
     return dist
 
 
@@ -78,10 +78,10 @@ def test_processes_of_an_older_host_train_the_expanded_model(tmp_path: Path) -> 
 def test_a_trainer_that_is_imported_already_leaves_no_model_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dist, engine = host(tmp_path, attach=False), ModuleType(ultralytics_processes.TRAINER)
+    dist, engine = host(tmp_path, attach=False), ModuleType(process_hooks.TRAINER)
     before = engine.ddp_cleanup = dist.ddp_cleanup  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, engine.__name__, engine)
-    hooks = ultralytics_processes.attach(dist)
+    hooks = process_hooks.attach(dist)
     trainer = SimpleNamespace(model=nn.Sequential(Conv_C3(4, 4)))
     engine.ddp_cleanup(trainer, dist.generate_ddp_file(trainer))
     assert list(tmp_path.iterdir()) == []

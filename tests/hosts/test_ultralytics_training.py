@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from yolorep import deploy, expand
-from yolorep.selection import rep_blocks
+from yolorep.stock_layers import rep_blocks
 
 ultralytics = pytest.importorskip("ultralytics")
 

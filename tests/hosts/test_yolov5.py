@@ -14,7 +14,7 @@ from tests.helpers import run_python
 from tests.hosts.yolov5_helpers import TREES, needs_package, plain
 from yolorep import hosts
 from yolorep.errors import BlockError, HostError
-from yolorep.hosts import yolov5
+from yolorep.hosts.yolov5 import model_hooks
 
 PACKAGE = [Path(find_spec("yolov5").origin).parent] if find_spec("yolov5") else []  # type: ignore[union-attr, arg-type]
 
@@ -49,7 +49,7 @@ def fake_yolo(**changes: object) -> ModuleType:
 def test_yolov5_attach_replaces_two_functions_once_and_gives_them_back() -> None:
     module = fake_yolo()
     before = module.parse_model, module.BaseModel.fuse
-    first, again = yolov5.attach(module), yolov5.attach(module)
+    first, again = model_hooks.attach(module), model_hooks.attach(module)
     assert module.parse_model is not before[0]
     assert module.BaseModel.fuse is not before[1]
     again.remove()
@@ -70,7 +70,7 @@ def test_yolov5_attach_refuses_a_changed_shape_and_changes_nothing(changes: dict
     module = fake_yolo(**changes)
     before = dict(vars(module))
     with pytest.raises(HostError, match=says):
-        yolov5.attach(module)
+        model_hooks.attach(module)
     assert vars(module) == before
 
 
@@ -86,13 +86,13 @@ def test_yolov5_attach_refuses_a_tree_without_what_training_calls(
     module = fake_yolo()
     before = dict(vars(module)), module.BaseModel.fuse
     with pytest.raises(HostError, match=f"the tree of models.yolo has no {name}.*, which yolorep hooks"):
-        yolov5.attach(module)
+        model_hooks.attach(module)
     assert (dict(vars(module)), module.BaseModel.fuse) == before
 
 
 def test_yolov5_attach_hooks_what_training_calls(utils: dict[str, ModuleType]) -> None:
     before = [dict(vars(module)) for module in utils.values()]
-    hooks = yolov5.attach(fake_yolo())
+    hooks = model_hooks.attach(fake_yolo())
     rep = {"0.bn.weight": 1, "0.branch_1x1.conv.weight": 1}
     with pytest.raises(HostError, match="rep blocks of the weights"):
         utils["utils.general"].intersect_dicts(rep, {"0.bn.weight": 1})
@@ -108,7 +108,7 @@ def test_yolov5_attach_hooks_what_training_calls(utils: dict[str, ModuleType]) -
 def test_yolov5_attach_leaves_other_projects_alone(missing: tuple[str, ...]) -> None:
     module = fake_yolo(**dict.fromkeys(missing))
     before = dict(vars(module))
-    yolov5.attach(module)
+    model_hooks.attach(module)
     assert vars(module) == before
 
 
@@ -134,11 +134,11 @@ WRITE = """
 import sys, torch
 from importlib import import_module
 from yolorep import expand
-from yolorep.hosts.compat import make_runnable
+from yolorep.hosts.yolov5.compat import make_runnable
 from tests.helpers import randomize_
 
 make_runnable()
-from yolov5.models.yolo import Model
+from model_hooks.models.yolo import Model
 import models.yolo, models.common
 
 def write(file, package, rep):
@@ -153,7 +153,7 @@ def write(file, package, rep):
 """
 FUSE = """
 from torch import nn
-from yolov5.models.experimental import attempt_load
+from model_hooks.models.experimental import attempt_load
 
 def norms(model):
     return sum(isinstance(m, nn.BatchNorm2d) for m in model.modules())
@@ -188,7 +188,7 @@ def test_yolov5_package_leaves_its_twins_layers_unfused_without_the_hooks(tmp_pa
 def test_yolov5_detects_with_a_rep_checkpoint_in_its_own_script(host: Path, tiny_dataset: Path, tmp_path: Path) -> None:
     """No line of the script knows yolorep: reading the checkpoint brings the hooks."""
     code = (
-        "import sys, torch; from pathlib import Path; from yolorep.hosts.compat import tree_modules\n"
+        "import sys, torch; from pathlib import Path; from yolorep.hosts.yolov5.compat import tree_modules\n"
         "from yolorep.hosts.shipped import shipped\n"
         "yolo = tree_modules(Path(sys.argv[1]), 'models.yolo')[0]\n"
         "torch.save({'model': yolo.Model(str(shipped()['yolov5n-rep.yaml']), nc=2).eval()}, 'rep.pt')"

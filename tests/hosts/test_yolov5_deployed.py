@@ -15,7 +15,7 @@ pytestmark = needs_package
 
 DESCRIBE = """
 import sys
-from yolorep.hosts.compat import make_runnable  # so that the package runs at all on the libraries of today
+from yolorep.hosts.yolov5.compat import make_runnable  # so that the package runs at all on the libraries of today
 make_runnable()
 from yolorep import hosts
 hosts.uninstall()
@@ -47,7 +47,7 @@ print(json.dumps(result))
 """
 BUILD = """
 import sys, torch
-from yolorep.hosts.compat import make_runnable
+from yolorep.hosts.yolov5.compat import make_runnable
 make_runnable()
 from yolov5.models.yolo import Model
 from yolorep.hosts.shipped import find_yaml

@@ -22,7 +22,7 @@ import sys
 from pathlib import Path
 import torch
 from rich.console import Console
-from yolorep.convert import deploy_file, verify_files
+from yolorep.commands.convert import deploy_file, verify_files
 from yolorep.hosts import checkpoints
 trained, data, repo = map(Path, sys.argv[1:])
 checkpoint = checkpoints.load(trained, repo)
@@ -62,7 +62,7 @@ def test_classifier_is_trained_from_an_expanded_detector_and_deployed(host: Path
     """The script takes no YAML but a checkpoint, and keeps the branches of its backbone."""
     data = write_scenes(tmp_path / "data", "classify", train=4, val=2)
     save = (
-        "import sys, torch; from pathlib import Path; from yolorep.hosts.compat import tree_modules\n"
+        "import sys, torch; from pathlib import Path; from yolorep.hosts.yolov5.compat import tree_modules\n"
         "yolo = tree_modules(Path(sys.argv[1]), 'models.yolo')[0]\n"
         "torch.save({'model': yolo.Model(str(Path(yolo.__file__).parent / 'yolov5n.yaml')).eval()}, 'detector.pt')"
     )

@@ -16,8 +16,8 @@ pytestmark = needs_package
 BLOCKS = 28  # of yolov5n-rep.yaml: 6 Conv_C3 and the 2 convolutions of its 11 bottlenecks
 COUNT = """
 import sys, torch
-from yolorep.hosts.compat import make_runnable
-from yolorep.selection import rep_blocks
+from yolorep.hosts.yolov5.compat import make_runnable
+from yolorep.stock_layers import rep_blocks
 make_runnable()
 for file in sys.argv[1:]:
     checkpoint = torch.load(file, weights_only=False)
@@ -72,7 +72,7 @@ EXPAND = """
 import sys, torch
 from importlib import import_module
 from yolorep import expand
-from yolorep.hosts.compat import make_runnable
+from yolorep.hosts.yolov5.compat import make_runnable
 make_runnable()
 from yolov5.models.yolo import Model
 model = Model(str(import_module("yolov5").__path__[0]) + "/models/yolov5n.yaml")
@@ -101,7 +101,7 @@ def test_yolov5_stock_weights_fill_the_dense_branches(coco_weights: Path, tiny_d
 
 START = """
 import sys, torch
-from yolorep.hosts.compat import make_runnable
+from yolorep.hosts.yolov5.compat import make_runnable
 from yolorep.hosts.shipped import find_yaml
 make_runnable()
 from yolov5.models.yolo import Model

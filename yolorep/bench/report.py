@@ -19,7 +19,7 @@ import torch
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from yolorep.bench.run import Result, Settings
+from yolorep.bench.measure import Result, Settings
 from yolorep.bench.subjects import CONVOLUTION, DEPLOYED, STOCK, UNFUSED
 from yolorep.bench.timing import Spread
 

@@ -13,13 +13,13 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from yolorep import rows
+from yolorep import model_yaml
 from yolorep.blocks import BLOCKS, Conv_C3
 from yolorep.errors import UsageError, first_line
-from yolorep.hosts.build import build, quiet
-from yolorep.model import dialect_of
-from yolorep.results import TASKS
-from yolorep.selection import rep_blocks
+from yolorep.host import dialect_of
+from yolorep.hosts.predictions import TASKS
+from yolorep.hosts.ultralytics.build import build, quiet
+from yolorep.stock_layers import rep_blocks
 from yolorep.surgery import deploy
 
 UNFUSED, DEPLOYED, STOCK, CONVOLUTION = "unfused", "deployed", "stock", "convolution"
@@ -145,7 +145,7 @@ def beside(subjects: Subjects, others: Sequence[Subjects]) -> Subjects:
 def _has_stock_yaml(model: nn.Module) -> bool:
     """Whether the model's host can build its stock form."""
     yaml: Any = getattr(model, "yaml", None)
-    return bool(yaml) and not any(row[2] == rows.FC for row in yaml["head"])
+    return bool(yaml) and not any(row[2] == model_yaml.FC for row in yaml["head"])
 
 
 def _pixels(model: nn.Module) -> int:
@@ -158,7 +158,7 @@ def _stock(model: nn.Module) -> Any:
 
     It gets the folded weights where they fit, so that both meet the same numbers.
     """
-    stock = type(model)(rows.plan(model.yaml, dialect_of(model)).stock).eval()  # type: ignore[arg-type, call-arg]
+    stock = type(model)(model_yaml.plan(model.yaml, dialect_of(model)).stock).eval()  # type: ignore[arg-type, call-arg]
     folded, own = deploy(model).state_dict(), stock.state_dict()
     own.update({key: value for key, value in folded.items() if key in own and own[key].shape == value.shape})
     stock.load_state_dict(own)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
 
-from yolorep.bench.run import LAYOUTS
+from yolorep.bench.measure import LAYOUTS
 from yolorep.bench.timing import Timing, interleave
 from yolorep.blocks import Conv_C3
 from yolorep.errors import UsageError

@@ -3,11 +3,11 @@
 from yolorep.blocks import acb, dbb, mobileone, orepa, qarepvgg, replk, repvgg  # noqa: F401  register their blocks
 from yolorep.blocks.c3 import C3, Bottleneck
 from yolorep.blocks.conv_c3 import Conv_C3
-from yolorep.blocks.decay import decay_equivalent_kernels_
 from yolorep.blocks.linear import MAPS, BNPad2d, ChannelMap, Filter, Scale, Sum
-from yolorep.blocks.penalty import equivalent_l2
 from yolorep.blocks.registry import BLOCKS, IDENTITIES, Block, block_of, register_block
 from yolorep.blocks.site import Site
+from yolorep.training.decay import decay_equivalent_kernels_
+from yolorep.training.penalty import equivalent_l2
 
 __all__ = [
     "BLOCKS",

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from yolorep.algebra import Kernel
 from yolorep.blocks.laws import LAWS
 from yolorep.blocks.registry import block_of, check_options
-from yolorep.blocks.silence import DENSE, silence_
 from yolorep.blocks.site import Site
+from yolorep.blocks.zero_start import DENSE, silence_
 from yolorep.errors import BlockError, FoldError
-from yolorep.fold import chain_of, children_kernels, kernel_of, to_conv
+from yolorep.folding import chain_of, children_kernels, kernel_of, to_conv
 
 BRANCH = "branch_"
 Result = TypeVar("Result")

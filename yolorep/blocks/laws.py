@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from yolorep.algebra import Kernel
-from yolorep.blocks.joint import joint_sum, worthwhile
-from yolorep.blocks.pixels import pixels_read
 from yolorep.composition import compose
-from yolorep.fold import chain_of, children_kernels, summed
+from yolorep.folding import chain_of, children_kernels, summed
 from yolorep.precision import differentiable
+from yolorep.training.joint import joint_sum, worthwhile
+from yolorep.training.onednn_overread import pixels_read
 
 if TYPE_CHECKING:
     from yolorep.blocks.conv_c3 import Conv_C3

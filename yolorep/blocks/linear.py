@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from yolorep.algebra import Kernel
 from yolorep.errors import BlockError
-from yolorep.fold import children_kernels, kernel_of, sum_of
+from yolorep.folding import children_kernels, kernel_of, sum_of
 from yolorep.precision import exact
 
 Pair = tuple[int, int]

@@ -13,11 +13,11 @@ from matplotlib.image import imread
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
+from yolorep.bench.measure import Result
 from yolorep.bench.report import COLOURS
-from yolorep.bench.run import Result
 from yolorep.demo.scenes import CLASSES
 from yolorep.demo.training import Epoch
-from yolorep.results import Answer
+from yolorep.hosts.predictions import Answer
 
 ROWS, COLUMNS = 3, 4
 CLASS_COLOURS = ("#ffb000", "#fe6100", "#dc267f", "#785ef0", "#1e88e5")

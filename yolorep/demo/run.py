@@ -18,9 +18,9 @@ from yolorep.demo import pictures, scenes, training
 from yolorep.errors import UsageError, VerifyError
 from yolorep.hosts import checkpoints
 from yolorep.hosts.evaluate import compare_images, evaluator, figures, image_files, same_figure
-from yolorep.results import ResultReport
+from yolorep.hosts.predictions import ResultReport
 from yolorep.surgery import deploy
-from yolorep.verify import Report, verify
+from yolorep.verification import Report, verify
 
 SIDE = 160  # pixels
 DEFAULT = Path("yolorep-demo")

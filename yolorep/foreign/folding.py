@@ -10,10 +10,10 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from yolorep.errors import FoldError
-from yolorep.foreign.blocks import BLOCKS
-from yolorep.foreign.heads import ImplicitHead
+from yolorep.foreign.declared_blocks import BLOCKS
+from yolorep.foreign.implicit_head import ImplicitHead
 from yolorep.foreign.proof import Kind, folded_layers, proven
-from yolorep.foreign.theirs import OwnFold, own_method
+from yolorep.foreign.self_folding import OwnFold, own_method
 
 KINDS: tuple[Kind, ...] = (*BLOCKS, ImplicitHead())
 

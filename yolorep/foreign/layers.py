@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from yolorep.algebra import Kernel
 from yolorep.blocks.linear import BNPad2d
 from yolorep.errors import FoldError
-from yolorep.fold import kernel_of
+from yolorep.folding import kernel_of
 
 LAYERS: dict[str, Callable[[Any], nn.Module]] = {}
 # Children of a convolution + batch norm layer in the order in which every project runs them.

@@ -12,8 +12,8 @@ from torch.utils._pytree import tree_leaves
 
 from yolorep.algebra import has_values
 from yolorep.errors import FoldError, first_line
-from yolorep.foreign.blocks import ForeignBlock
-from yolorep.foreign.heads import ImplicitHead
+from yolorep.foreign.declared_blocks import ForeignBlock
+from yolorep.foreign.implicit_head import ImplicitHead
 
 Kind = ForeignBlock | ImplicitHead
 TOLERANCE = 1e-9  # in float64, relative to the block's largest output

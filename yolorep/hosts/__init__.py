@@ -12,13 +12,13 @@ import wrapt
 from yolorep.hosts.hooks import Hooks
 
 ADAPTERS = {
-    "ultralytics.nn.tasks": "yolorep.hosts.ultralytics",
-    "ultralytics.engine.model": "yolorep.hosts.ultralytics_training",
-    "ultralytics.engine.trainer": "yolorep.hosts.ultralytics_training",
-    "ultralytics.utils.dist": "yolorep.hosts.ultralytics_processes",
-    "models.yolo": "yolorep.hosts.yolov5",
-    "yolov5.models.yolo": "yolorep.hosts.yolov5",
-    "yolov6.utils.torch_utils": "yolorep.hosts.foreign",
+    "ultralytics.nn.tasks": "yolorep.hosts.ultralytics.model_hooks",
+    "ultralytics.engine.model": "yolorep.hosts.ultralytics.training_hooks",
+    "ultralytics.engine.trainer": "yolorep.hosts.ultralytics.training_hooks",
+    "ultralytics.utils.dist": "yolorep.hosts.ultralytics.process_hooks",
+    "models.yolo": "yolorep.hosts.yolov5.model_hooks",
+    "yolov5.models.yolo": "yolorep.hosts.yolov5.model_hooks",
+    "yolov6.utils.torch_utils": "yolorep.hosts.other_trees",
 }
 _attached: dict[str, tuple[ModuleType, Hooks]] = {}
 _registered = False  # wrapt has been told, which it cannot forget

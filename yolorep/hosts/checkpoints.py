@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from yolorep.errors import CheckpointError
-from yolorep.hosts.compat import tree_modules
 from yolorep.hosts.offline import go_offline
+from yolorep.hosts.yolov5.compat import tree_modules
 
 YOLOV5_PACKAGES = ("models.", "yolov5.")
 # Names of classes that tell other projects' checkpoints, some of which look like a YOLOv5 tree's.

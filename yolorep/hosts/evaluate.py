@@ -7,9 +7,9 @@ from typing import Protocol
 
 from yolorep.errors import VerifyError, first_line
 from yolorep.hosts.checkpoints import host_of
-from yolorep.hosts.evaluate_ultralytics import UltralyticsEvaluator
-from yolorep.hosts.evaluate_yolov5 import Yolov5Evaluator
-from yolorep.results import Answer, ResultReport, compare, task_of
+from yolorep.hosts.predictions import Answer, ResultReport, compare, task_of
+from yolorep.hosts.ultralytics.evaluator import UltralyticsEvaluator
+from yolorep.hosts.yolov5.evaluator import Yolov5Evaluator
 
 IMAGES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 FIGURE_TOLERANCE = 1e-4  # absolute up to 1, relative above

@@ -11,7 +11,7 @@ from typing import Any
 import wrapt
 
 from yolorep.errors import HostError
-from yolorep.hosts.damage import check_whole
+from yolorep.hosts.truncated_files import check_whole
 
 _offline = False
 ENVIRONMENT = {"YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false", "YOLOv5_AUTOINSTALL": "false"}

@@ -14,50 +14,52 @@ from typing import Any
 
 import yaml
 
-from yolorep import rows
+from yolorep import model_yaml
 from yolorep.errors import UsageError
 
-OF_REP = tuple(name for name in rows.POLICY if name != "block")
-NAMES = ("rep", *OF_REP, rows.EQUIVALENT_L2)
+OF_REP = tuple(name for name in model_yaml.POLICY if name != "block")
+NAMES = ("rep", *OF_REP, model_yaml.EQUIVALENT_L2)
 
 
 @dataclass(frozen=True)
 class TrainOptions:
     """policy: None leaves the model's blocks as they are. equivalent_l2: None leaves it as the model has it."""
 
-    policy: rows.Options | None = None
+    policy: model_yaml.Options | None = None
     equivalent_l2: bool | None = None
 
     def __bool__(self) -> bool:
         """Whether anything is asked for."""
         return self.policy is not None or self.equivalent_l2 is not None
 
-    def written(self, model_yaml: Mapping[str, Any], dialect: rows.Dialect) -> dict[str, Any]:
+    def written(self, d: Mapping[str, Any], dialect: model_yaml.Dialect) -> dict[str, Any]:
         """The model dictionary with what is asked for written in.
 
         Raises:
             UsageError: it has other rep blocks already.
         """
-        result = dict(model_yaml)
+        result = dict(d)
         if self.expands(result, dialect):
             result["rep"] = {name: value for name, value in self._policy().items() if value is not None}
         if self.equivalent_l2 is not None:
-            result[rows.EQUIVALENT_L2] = self.equivalent_l2
+            result[model_yaml.EQUIVALENT_L2] = self.equivalent_l2
         return result
 
-    def expands(self, model_yaml: dict[str, Any], dialect: rows.Dialect) -> bool:
+    def expands(self, d: dict[str, Any], dialect: model_yaml.Dialect) -> bool:
         """Whether a model of this dictionary is to be expanded: not if it has just these blocks already.
 
         Raises:
             UsageError: it has others.
         """
-        known = rows.plan(model_yaml, dialect, checked=False)
+        known = model_yaml.plan(d, dialect, checked=False)
         if self.policy is None or known.policy == self.policy:
             return False
-        named = sorted({name for name, options in known.rows.values() if name != rows.FC and options.block != "plain"})
+        named = sorted(
+            {name for name, options in known.rows.values() if name != model_yaml.FC and options.block != "plain"}
+        )
         if known.policy is None and not named:
             return True
-        has = f"rep: {model_yaml['rep']}" if known.policy else f"{', '.join(named)} rows"
+        has = f"rep: {d['rep']}" if known.policy else f"{', '.join(named)} rows"
         raise UsageError(
             f"the model has rep blocks already ({has}), so rep={self.policy.block} cannot be added; "
             "leave rep out to train it as it is, or start from the stock model (yolorep deploy IN OUT)"
@@ -86,8 +88,10 @@ def read(given: Mapping[str, Any]) -> TrainOptions:
         if twice:
             raise UsageError(f"{twice[0]} is given twice, in rep and beside it; leave one of them out")
         mapping = {**mapping, **extra}
-    policy = None if mapping is None else rows.policy(mapping)
-    return TrainOptions(policy, rows.flag(asked[rows.EQUIVALENT_L2]) if rows.EQUIVALENT_L2 in asked else None)
+    policy = None if mapping is None else model_yaml.policy(mapping)
+    return TrainOptions(
+        policy, model_yaml.flag(asked[model_yaml.EQUIVALENT_L2]) if model_yaml.EQUIVALENT_L2 in asked else None
+    )
 
 
 def from_pairs(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
@@ -114,7 +118,7 @@ def from_flags(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in NAMES:
-        alone = "true" if name == rows.EQUIVALENT_L2 else ""  # a flag, which may have a value
+        alone = "true" if name == model_yaml.EQUIVALENT_L2 else ""  # a flag, which may have a value
         parser.add_argument(f"--{name}", f"--{name.replace('_', '-')}", nargs="?", const=alone)
     known, theirs = parser.parse_known_args(list(arguments))
     return theirs, {name: _value(f"--{name}", text) for name, text in vars(known).items() if text is not None}

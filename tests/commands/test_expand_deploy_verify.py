@@ -1,0 +1,328 @@
+"""From a checkpoint file to another: what is written is plain, complete, proven, or not there at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import stat
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from zipfile import ZipFile
+
+import pytest
+import torch
+from rich.console import Console
+
+import yolorep
+from tests.helpers import assert_untouched, randomize_, run_python, snapshot, sure_
+from tests.processes import yolorep as command
+from yolorep import CheckpointError, VerifyError
+from yolorep.cli import main
+from yolorep.commands import convert
+from yolorep.hosts import checkpoints
+from yolorep.stock_layers import rep_blocks
+from yolorep.verification import verify_stored
+
+Command = Callable[..., int]
+
+NAMES = {0: "red", 1: "green", 2: "blue"}
+DESCRIBE = """
+import sys
+sys.modules["yolorep"] = None  # as where it is not installed
+import collections, json, os, onnx, torch
+from ultralytics import YOLO
+from ultralytics.utils.torch_utils import get_flops
+result = []
+for file in sys.argv[1:]:
+    yolo = YOLO(file)
+    model = yolo.model.float()
+    kinds = collections.Counter(f"{type(m).__module__}.{type(m).__name__}" for m in model.modules())
+    described = {
+        "state": [[k, list(v.shape)] for k, v in model.state_dict().items()],
+        "kinds": kinds,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "flops": get_flops(model, 64),
+        "names": model.names,
+        "stride": model.stride.tolist(),
+        "rows": [[row[0], row[1], row[2], row[3]] for row in model.yaml["backbone"] + model.yaml["head"][:-1]],
+    }
+    graph = onnx.load(yolo.export(format="onnx", imgsz=64, simplify=False)).graph
+    described["operators"] = collections.Counter(node.op_type for node in graph.node)
+    yolo.train(data=os.environ["DATA"], imgsz=64, epochs=1, batch=4, workers=0, device="cpu", plots=False)
+    result.append(described)
+print(json.dumps(result))
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `rep.pt` and `stock.pt`, checkpoints of ultralytics with random batch norms and three classes."""
+    from ultralytics import YOLO
+
+    folder = tmp_path_factory.mktemp("checkpoints")
+    for name, yaml in (("rep", "yolov5n-rep.yaml"), ("stock", "yolov5n.yaml")):
+        yolo = YOLO(yaml)
+        yolo.model = type(yolo.model)(yaml, nc=3, verbose=False)
+        randomize_(yolo.model)
+        yolo.model.names = NAMES
+        yolo.ckpt = {"epoch": 7, "optimizer": {"state": 1}, "updates": 5}
+        yolo.save(folder / f"{name}.pt")
+    return folder
+
+
+@pytest.fixture
+def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """The exit code of the `yolorep` command, run in this process and in the folder of the checkpoints."""
+    monkeypatch.chdir(folder)
+
+    def run(*arguments: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["yolorep", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit:
+            main()
+        return int(exit.value.code or 0)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def deployed(folder: Path) -> Path:
+    printed = command("deploy", "rep.pt", "deployed.pt", cwd=folder)
+    assert "28 blocks folded" in printed
+    return folder / "deployed.pt"
+
+
+def test_deployed_checkpoint_is_stock_where_yolorep_is_not_installed(
+    folder: Path, deployed: Path, tiny_dataset: Path
+) -> None:
+    printed = run_python(DESCRIBE, deployed, folder / "stock.pt", cwd=folder, DATA=str(tiny_dataset))
+    ours, stock = json.loads(printed.splitlines()[-1])
+    assert len(stock["state"]) == 427
+    assert stock["operators"]["Conv"] > 60
+    for what in stock:
+        assert ours[what] == stock[what], what
+
+
+def test_deployed_checkpoint_keeps_its_contents(folder: Path, deployed: Path) -> None:
+    before, after = (torch.load(path, weights_only=False) for path in (folder / "rep.pt", deployed))
+    assert before.keys() == after.keys()
+    for key in before.keys() - {"model", *checkpoints.OF_THE_RUN}:
+        assert before[key] == after[key], key
+    assert all(after.get(key) is None for key in checkpoints.OF_THE_RUN)
+    assert {v.dtype for v in after["model"].state_dict().values() if v.is_floating_point()} == {torch.float32}
+
+
+def test_deploy_stores_half_when_asked(folder: Path, here: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    assert here("deploy", "rep.pt", "half.pt", "--half") == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    told = float(printed.split("stored as float16: largest relative error ")[1].split()[0])
+    assert "(float64 arithmetic; reported, not judged)" in printed
+    rep, half = (checkpoints.load(folder / name).model for name in ("rep.pt", "half.pt"))
+    assert told == pytest.approx(verify_stored(rep, half).max_rel, rel=0.1)
+    state = torch.load(folder / "half.pt", weights_only=False)["model"].state_dict()
+    assert {v.dtype for v in state.values() if v.is_floating_point()} == {torch.float16}
+
+
+@pytest.mark.parametrize("arguments", [["deploy", "rep.pt"], ["expand", "stock.pt"]])
+def test_the_proof_is_in_float64_arithmetic(
+    folder: Path, arguments: list[str], here: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert here(*arguments, "proven.pt", "--overwrite") == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "in float64 arithmetic" in printed
+    assert float(printed.split("largest relative error ")[1].split()[0]) < 1e-6
+    assert here("verify", arguments[1], "proven.pt") == 0
+    assert "float64 arithmetic, tolerance 1e-05" in capsys.readouterr().out
+
+
+def test_verify_command_tells_models_of_other_widths(
+    folder: Path, here: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ultralytics import YOLO
+
+    YOLO("yolov5s-rep.yaml").save(folder / "wide.pt")
+    assert here("verify", "rep.pt", "wide.pt") == 2
+    assert capsys.readouterr().err.startswith("yolorep: model.")
+
+
+def test_expand_and_deploy_give_the_stock_weights_back(folder: Path, here: Command) -> None:
+    assert here("expand", "stock.pt", "expanded.pt", "--overwrite") == 0
+    assert here("deploy", "expanded.pt", "back.pt") == 0
+    expanded, stock, back = (checkpoints.load(folder / f"{n}.pt").model for n in ("expanded", "stock", "back"))
+    assert len(rep_blocks(expanded)) > 28
+    assert "rep" not in back.yaml
+    for (name, value), (other, restored) in zip(stock.state_dict().items(), back.state_dict().items(), strict=True):
+        assert name == other
+        assert torch.allclose(value, restored, rtol=1e-4, atol=1e-6), name
+
+
+def test_expand_takes_a_selection(folder: Path, here: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    assert here("expand", "stock.pt", "some.pt", "--select", "1", "--select", "model.2.m.*") == 0
+    assert "3 layers expanded" in capsys.readouterr().out
+    assert checkpoints.load(folder / "some.pt").model.yaml["rep"]["select"] == [1, "model.2.m.*"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["deploy", "none.pt", "out.pt"], "none.pt does not exist"),
+        (["deploy", "folder.pt", "out.pt"], "folder.pt is a folder"),
+        (["deploy", "text.pt", "out.pt"], "text.pt is not a PyTorch checkpoint"),
+        (["deploy", "empty.pt", "out.pt"], "empty.pt is not a PyTorch checkpoint"),
+        (["deploy", "legacy.pt", "out.pt"], "legacy.pt is not a PyTorch checkpoint"),
+        (["deploy", "half-copied.pt", "out.pt"], "half-copied.pt is not a PyTorch checkpoint"),
+        (["deploy", "no-end.pt", "out.pt"], "no-end.pt is not a PyTorch checkpoint"),
+        (["deploy", "pickle.pt", "out.pt"], "pickle.pt is not a PyTorch checkpoint"),
+        (["deploy", "rep.pt", "folder.pt", "--overwrite"], "folder.pt is a folder"),
+        (["deploy", "tensor.pt", "out.pt"], "tensor.pt holds no model of ultralytics or YOLOv5"),
+        (["deploy", "stock.pt", "out.pt"], "stock.pt has no rep blocks"),
+        (["deploy", "rep.pt", "stock.pt"], "stock.pt exists"),
+        (["deploy", "rep.pt", "rep.pt", "--overwrite"], "rep.pt exists"),
+        (["deploy", "rep.pt", "out.onnx"], "must end in .pt"),
+        (["deploy", "rep.pt", "yolov5n.pt"], "yolov5n.pt is a name that ultralytics replaces by a download"),
+        (["deploy", "rep.pt", "nowhere/out.pt"], "nowhere is not a folder"),
+        (["expand", "expanded.pt", "out.pt"], "already expanded"),
+        (["expand", "stock.pt", "out.pt", "--block", "vgg"], "block 'vgg' is unknown; accepted: acb, dbb, mobileone"),
+        (["expand", "stock.pt", "out.pt", "--identity", "x"], "identity 'x' is unknown; accepted: auto"),
+        (["expand", "stock.pt", "out.pt", "--select", "99"], "matches none of the"),
+        (["verify", "rep.pt", "none.pt"], "none.pt does not exist"),
+        (["verify", "rep.pt", "rep.pt", "--images", "none"], "none is neither an image nor a folder"),
+        (["verify", "rep.pt", "rep.pt", "--data", "none.yaml"], "none.yaml does not exist"),
+    ],
+)
+def test_wrong_input_is_one_sentence_and_no_file(
+    folder: Path, arguments: list[str], says: str, here: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_unreadable(folder)
+    (folder / "expanded.pt").exists() or here("expand", "stock.pt", "expanded.pt")
+    capsys.readouterr()
+    files = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    assert here(*arguments) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("yolorep: ")
+    assert says in told
+    assert len(told.strip().splitlines()) == 1
+    assert {path: path.read_bytes() for path in folder.iterdir() if path.is_file()} == files
+
+
+def write_unreadable(folder: Path) -> None:
+    (folder / "folder.pt").mkdir(exist_ok=True)
+    (folder / "text.pt").write_text("not a checkpoint")
+    (folder / "empty.pt").write_bytes(b"")
+    tensor = {"weight": torch.zeros(10000)}
+    torch.save(tensor, folder / "tensor.pt")
+    torch.save(tensor, folder / "legacy.pt", _use_new_zipfile_serialization=False)
+    whole = (folder / "tensor.pt").read_bytes()
+    (folder / "half-copied.pt").write_bytes(whole[: len(whole) // 2])
+    (folder / "no-end.pt").write_bytes(whole[:-30])
+    with ZipFile(folder / "tensor.pt") as good, ZipFile(folder / "pickle.pt", "w") as bad:
+        for name in good.namelist():
+            bad.writestr(name, b"no pickle" if name.endswith("data.pkl") else good.read(name))
+
+
+def test_deploy_writes_nothing_when_the_proof_fails(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(model: torch.nn.Module) -> torch.nn.Module:
+        result = yolorep.deploy(model)
+        with torch.no_grad():
+            result.model[1].bn.bias += 1e-2
+        return result
+
+    monkeypatch.setattr(convert, "deploy", wrong)
+    with pytest.raises(VerifyError, match="out of tolerance"):
+        convert.deploy_file(folder / "rep.pt", tmp_path / "out.pt", console=Console(quiet=True))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupted_write_leaves_the_old_file(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out.pt"
+    out.write_bytes(b"old")
+    save = torch.save
+
+    def interrupted(content: object, file: object) -> None:
+        save({}, file)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        convert.deploy_file(folder / "rep.pt", out, overwrite=True, console=Console(quiet=True))
+    assert out.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, 0o640), (0o604, 0o604)])
+def test_a_written_file_has_the_mode_of_any_other_and_a_replaced_one_its_own(
+    before: int | None, after: int, folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.pt"
+    if before is not None:
+        out.touch()
+        out.chmod(before)
+    mask = os.umask(0o027)
+    try:
+        convert.deploy_file(folder / "rep.pt", out, overwrite=True, console=Console(quiet=True))
+    finally:
+        os.umask(mask)
+    assert stat.S_IMODE(out.stat().st_mode) == after
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_disk_that_is_full_is_one_sentence_and_leaves_the_old_file(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.pt"
+    out.write_bytes(b"old")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(CheckpointError, match=r"out\.pt cannot be written: .*File too large"):
+            convert.deploy_file(folder / "rep.pt", out, overwrite=True, console=Console(quiet=True))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert out.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_halved_is_a_copy(folder: Path) -> None:
+    model = checkpoints.load(folder / "stock.pt").model
+    before = snapshot(model)
+    dtypes = {v.dtype for v in checkpoints.halved(model).state_dict().values() if v.is_floating_point()}
+    assert dtypes == {torch.float16}
+    assert {v.dtype for v in model.parameters()} == {torch.float32}
+    assert_untouched(before, model)
+
+
+def test_half_refuses_what_does_not_fit(folder: Path) -> None:
+    model = checkpoints.load(folder / "stock.pt").model
+    model.model[0].bn.running_var[0] = 1e6
+    with pytest.raises(CheckpointError, match=r"model\.0\.bn.running_var does not fit float16"):
+        checkpoints.halved(model)
+
+
+def test_verify_command_compares_boxes_and_map(
+    folder: Path, tiny_dataset: Path, here: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = checkpoints.load(folder / "rep.pt")
+    checkpoints.save(checkpoint, sure_(checkpoint.model), folder / "sure.pt")
+    images = tiny_dataset.parent / "images" / "val"
+    assert here("deploy", "sure.pt", "plain.pt") == 0
+    assert here("verify", "sure.pt", "plain.pt", "--imgsz", "64", "--images", images, "--data", tiny_dataset) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    found = re.search(r"(\d+) boxes on 4 images: 0 differ; largest difference of a pair: position", printed)
+    assert found, printed
+    assert int(found[1]) > 10
+    assert "are 0 for either model" in printed  # its mAP: what it finds is right nowhere
+
+
+def test_verify_command_exits_with_1_when_the_models_differ(
+    folder: Path, deployed: Path, here: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = checkpoints.load(deployed)
+    with torch.no_grad():
+        checkpoint.model.model[1].bn.bias += 1e-2
+    checkpoints.save(checkpoint, checkpoint.model, folder / "wrong.pt")
+    assert here("verify", "rep.pt", "wrong.pt") == 1
+    assert "FAILS" in capsys.readouterr().out

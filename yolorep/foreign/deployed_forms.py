@@ -1,0 +1,119 @@
+"""What becomes of a foreign block once it is folded: three forms, each of which its own project runs without yolorep.
+
+The object stays, so that what a host attached to it (`i`, `f`, `type`, `np`, hooks, a second reference) stays with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from yolorep.algebra import Kernel
+from yolorep.errors import FoldError
+from yolorep.folding import to_conv
+from yolorep.stock_norm import calibrated
+
+
+class Form(Protocol):
+    """A deployed form. gone: the attributes of the block that are folded, or of no more use."""
+
+    @property
+    def gone(self) -> tuple[str, ...]: ...
+
+    def prepare(self, block: nn.Module, kernel: Kernel) -> Any:
+        """The layers that the block will have, in its dtype and on its device; the block is not changed.
+
+        Raises:
+            FoldError: a value does not fit the dtype.
+        """
+
+    def commit_(self, block: nn.Module, prepared: Any) -> None:
+        """Put what was prepared in the place of the branches."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """The project's own deployed form: the convolution as attribute `name`, which the block's forward looks for.
+
+    marks: attributes by which the block also tells that it is deployed. emptied: layers after the sum that were folded
+    too, and that the block's forward goes on calling. before_act: layers after the sum that its forward forgets once it
+    is deployed, and that go in front of the activation.
+    """
+
+    name: str
+    gone: tuple[str, ...]
+    marks: Mapping[str, Any] = field(default_factory=dict)
+    emptied: tuple[str, ...] = ()
+    before_act: tuple[str, ...] = ()
+
+    def prepare(self, block: nn.Module, kernel: Kernel) -> nn.Conv2d:
+        return to_conv(kernel, like=_weight(block)).train(block.training)
+
+    def commit_(self, block: nn.Module, prepared: nn.Conv2d) -> None:
+        _drop_(block, self.gone)
+        setattr(block, self.name, prepared)
+        for name in self.emptied:
+            if isinstance(getattr(block, name, None), nn.Module):
+                setattr(block, name, nn.Identity())
+        for name in self.before_act:
+            layer = block._modules.pop(name, None)
+            if layer is not None:
+                block.act = nn.Sequential(layer, block.act)  # type: ignore[arg-type]
+        for name, value in self.marks.items():
+            setattr(block, name, value)
+
+
+@dataclass(frozen=True)
+class Stock:
+    """The project's convolution + batch norm + activation layer, of which the branch `like` is one.
+
+    It can be fused, trained and loaded as any such layer; a folded block of the project's own could not be trained.
+    """
+
+    like: str
+    gone: tuple[str, ...]
+
+    def prepare(self, block: nn.Module, kernel: Kernel) -> tuple[nn.Conv2d, _BatchNorm, type]:
+        like: Any = getattr(block, self.like)
+        if not isinstance(getattr(like, "bn", None), _BatchNorm):
+            raise FoldError("it is fused: it has no batch norm to carry the bias", self.like)
+        kernel, norm = calibrated(kernel, like.bn)
+        conv = to_conv(kernel, like=like.conv.weight).train(block.training)
+        conv.bias = None
+        return conv, norm, getattr(like, "stock_class", type(like))  # of a branch that has been expanded, what it was
+
+    def commit_(self, block: nn.Module, prepared: tuple[nn.Conv2d, _BatchNorm, type]) -> None:
+        act: Any = block.act
+        _drop_(block, (*self.gone, "act"))
+        block.__class__ = prepared[2]
+        block.conv, block.bn, block.act = *prepared[:2], act
+
+
+@dataclass(frozen=True)
+class Alone:
+    """Where the project has a plain convolution take the block's place: a sequence of that one layer."""
+
+    gone: tuple[str, ...]
+
+    def prepare(self, block: nn.Module, kernel: Kernel) -> nn.Conv2d:
+        return to_conv(kernel, like=_weight(block)).train(block.training)
+
+    def commit_(self, block: nn.Module, prepared: nn.Conv2d) -> None:
+        _drop_(block, self.gone)
+        block.__class__ = nn.Sequential
+        block.add_module("conv", prepared)
+
+
+def _weight(block: nn.Module) -> Tensor:
+    """The weight whose dtype, device and memory format the folded convolution takes: the largest."""
+    return max((p for p in block.parameters() if p.dim() == 4), key=Tensor.numel)
+
+
+def _drop_(block: nn.Module, names: tuple[str, ...]) -> None:
+    for name in names:
+        for place in (block._modules, block._parameters, block._buffers, block.__dict__):
+            place.pop(name, None)

@@ -1,0 +1,1 @@
+"""Hooks and evaluation for the `ultralytics` package."""

@@ -1,0 +1,82 @@
+"""Training on several devices with ultralytics: the processes that it starts by a script of its own have the hooks."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+import yolorep
+from yolorep.errors import HostError
+from yolorep.hosts.hooks import Hooks
+from yolorep.hosts.offline import is_offline
+from yolorep.hosts.shared_hooks import require
+from yolorep.stock_layers import rep_blocks
+
+SUPPORTED = "ultralytics 8.2 to 8.4"
+TRAIN = "trainer.train()"
+TRAINER = "ultralytics.engine.trainer"  # has a name of its own for the clean-up, if it is imported before yolorep
+
+
+def attach(dist: ModuleType) -> Hooks:
+    """Hook the imported module `ultralytics.utils.dist`.
+
+    Raises:
+        HostError: this version has no place for a hook.
+    """
+    require(dist, "generate_ddp_file", "ddp_cleanup", supported=SUPPORTED)
+    hooks = Hooks()
+    hooks.wrap(dist, "generate_ddp_file", _generate)
+    hooks.wrap_copies(dist, "ddp_cleanup", _clean_up, [sys.modules.get(TRAINER)])
+    return hooks
+
+
+def _generate(original: Any, trainer: Any, *args: Any, **kwargs: Any) -> Any:
+    """The host's script, which begins with the hooks: they find a model that is named by a shipped YAML."""
+    file = original(trainer, *args, **kwargs)
+    script = Path(file)
+    text = script.read_text(encoding="utf-8")
+    try:
+        if not _state(file).exists() and isinstance(trainer.model, nn.Module) and rep_blocks(trainer.model):
+            text = _with_model(text, trainer.model, _state(file))
+        script.write_text(_preamble() + text, encoding="utf-8")
+    except BaseException:
+        for left in (script, _state(file)):
+            left.unlink(missing_ok=True)
+        raise
+    return file
+
+
+def _preamble() -> str:
+    folder = str(Path(yolorep.__file__).parents[1])  # the script is elsewhere, and does not see this working directory
+    lines = ["import sys", f"sys.path.append({folder!r})", "import yolorep"]
+    if is_offline():
+        lines += ["from yolorep.hosts.offline import go_offline", "go_offline()"]
+    return "\n".join(lines) + "\n"
+
+
+def _with_model(script: str, model: nn.Module, state: Path) -> str:
+    """The script of a host before 8.4, which would build the model from its file again, as it was before `rep=`."""
+    before, found, after = script.partition(TRAIN)
+    if not found:
+        raise HostError(f"ultralytics' script for several devices has no {TRAIN}; supported: {SUPPORTED}")
+    torch.save(model, state)
+    first, _, assigned = before.rpartition("\n    ")
+    load = f"import torch\n    trainer.model = torch.load({str(state)!r}, weights_only=False)"
+    return f"{first}\n    {load}\n    {assigned}{TRAIN}{after}"
+
+
+def _clean_up(original: Any, trainer: Any, file: Any, *args: Any, **kwargs: Any) -> Any:
+    try:
+        return original(trainer, file, *args, **kwargs)
+    finally:
+        _state(file).unlink(missing_ok=True)
+
+
+def _state(file: Any) -> Path:
+    """Where the processes find the model: beside the script, as in the host since 8.4."""
+    return Path(file).with_suffix(".pt")

@@ -1,0 +1,1 @@
+"""Hooks, launcher and evaluation for YOLOv5 trees and the published `yolov5` package."""

@@ -1,0 +1,129 @@
+"""Stand-ins for what YOLOv5 trees of 2022 and 2023 use and the libraries of today no longer have.
+
+Each one is put in place only where the real thing is missing, for the whole process. The tree itself is not edited.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from yolorep.errors import HostError
+from yolorep.hosts.offline import go_offline, keep_tree_offline
+from yolorep.hosts.yolov5.tree import check_unmixed, find_tree
+
+ENVIRONMENT = {
+    # torch.load reads tensors alone unless told otherwise since torch 2.6; a tree's checkpoint is a pickled model.
+    "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1",
+    "GIT_PYTHON_REFRESH": "quiet",  # import git must not fail where there is no git command
+}
+
+
+# (module, or module:class, that had a function; its name; what stands in for it, made from that owner)
+ATTRIBUTES: tuple[tuple[str, str, Callable[[Any], Any]], ...] = (
+    ("numpy", "trapz", lambda numpy: numpy.trapezoid),  # gone in numpy 2.4; average precision
+    ("numpy", "int", lambda numpy: int),  # gone in numpy 1.24; the data loader of v6.2
+    ("PIL.ImageFont:FreeTypeFont", "getsize", lambda font: _getsize),  # gone in Pillow 10; labels on images
+)
+
+
+def make_runnable(repo: Path | None = None) -> Path:
+    """Make a YOLOv5 tree importable in this process, whatever its age, and keep it off the network; return its folder.
+
+    repo: the tree; by default the one in use, then the working directory, then the published `yolov5` package.
+
+    Raises:
+        HostError: there is no such tree, or another one is already imported.
+    """
+    tree = find_tree(repo)
+    check_unmixed(tree)
+    go_offline()
+    keep_tree_offline()
+    stand_in()
+    if str(tree) not in sys.path:
+        sys.path.insert(0, str(tree))
+    return tree
+
+
+def tree_modules(repo: Path | None, *names: str) -> list[ModuleType]:
+    """Modules of a YOLOv5 tree, by the names that they have in a checkout; the tree is made runnable first.
+
+    Raises:
+        HostError: there is no such tree, another one is already imported, or it needs a module that is not here.
+    """
+    tree = make_runnable(repo)
+    published = "yolov5." if (tree / "__init__.py").is_file() else ""
+    try:
+        return [import_module(published + name) for name in ("models.yolo", *names)][1:]
+    except ImportError as error:
+        raise HostError(f"{tree} cannot be imported: {error}; install what its requirements.txt lists") from None
+
+
+def stand_in() -> None:
+    """Put every stand-in in place whose real thing is missing."""
+    for variable, value in ENVIRONMENT.items():
+        os.environ.setdefault(variable, value)
+    for place, name, make in ATTRIBUTES:
+        module, _, cls = place.partition(":")
+        owner = getattr(import_module(module), cls) if cls else import_module(module)
+        if not hasattr(owner, name):
+            setattr(owner, name, make(owner))
+    for name, contents in MODULES.items():
+        top = name.partition(".")[0]
+        if top not in sys.modules and find_spec(top) is None:
+            sys.modules[name] = _module(name, contents())
+
+
+def _getsize(font: Any, text: str) -> tuple[int, int]:
+    """Width and height of `text` in pixels, from the origin."""
+    return font.getbbox(text)[2:]
+
+
+def _pkg_resources() -> dict[str, Any]:
+    """Gone in setuptools 82. The trees compare versions with it."""
+    from packaging.version import parse
+
+    return {"parse_version": parse}
+
+
+def _ipython() -> dict[str, Any]:
+    """v7.0 imports it without being in a notebook; matplotlib asks the version of an IPython that is imported."""
+    return {"get_ipython": lambda: None, "version_info": (9, 0), "display": sys.modules.get("IPython.display")}
+
+
+def _ipython_display() -> dict[str, Any]:
+    return {"display": print}
+
+
+def _git() -> dict[str, Any]:
+    """v7.0 notes the commit of its own folder in checkpoints; without gitpython it is noted as unknown."""
+
+    class InvalidGitRepositoryError(Exception):
+        pass
+
+    def repo(path: Any) -> None:
+        raise InvalidGitRepositoryError(path)
+
+    return {"Repo": repo, "exc": _module("git.exc", {"InvalidGitRepositoryError": InvalidGitRepositoryError})}
+
+
+MODULES = {  # a package after its modules: what is there already is left alone
+    "pkg_resources": _pkg_resources,
+    "IPython.display": _ipython_display,
+    "IPython": _ipython,
+    "git": _git,
+}
+
+
+def _module(name: str, contents: dict[str, Any]) -> ModuleType:
+    module = ModuleType(name, "A stand-in by yolorep.")
+    module.__spec__ = ModuleSpec(name, None)
+    module.__dict__.update(contents)
+    return module

@@ -1,0 +1,104 @@
+"""Hooks for training with a YOLOv5 tree: models built and optimizers decayed as `yolorep.hosts.train_options` ask.
+
+Weights whose branches would be lost on the way into a model are refused.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import wrapt
+from torch import nn
+
+from yolorep import model_yaml
+from yolorep.errors import HostError, UsageError
+from yolorep.hosts import train_options
+from yolorep.hosts.hooks import Hooks
+from yolorep.hosts.shared_hooks import decayed_as_asked, read_yaml, require
+from yolorep.hosts.train_options import TrainOptions
+from yolorep.hosts.weight_transfer import check_room
+from yolorep.hosts.yolov5.tree import SUPPORTED
+
+REBUILD = ("train.py", "segment/train.py")  # the scripts that build the model from its YAML
+
+
+def take_options(script: str, arguments: Sequence[str]) -> list[str]:
+    """Take yolorep's options out of a script's arguments, and have the models that it builds be as they ask.
+
+    script: relative to its tree.
+
+    Raises:
+        UsageError, BlockError: the script takes none, resumes, or a value is not accepted.
+    """
+    theirs, given = train_options.from_flags(arguments)
+    if not given:
+        return theirs
+    names = ", ".join(f"--{name}" for name in given)
+    if script not in REBUILD:
+        raise UsageError(
+            f"{script} does not take {names}; accepted: {' and '.join(REBUILD)}; "
+            "give any other script a checkpoint that yolorep expand has written"
+        )
+    if any(argument.partition("=")[0] == "--resume" for argument in theirs):
+        raise UsageError(f"--resume goes on with what the run was started with; leave out {names}")
+    options = train_options.read(given)
+    for name in ("models.yolo", "yolov5.models.yolo"):
+        wrapt.register_post_import_hook(partial(_build_as_asked, options), name)
+    return theirs
+
+
+def wrap_functions(hooks: Hooks, yolo: ModuleType) -> None:
+    """Hook what a tree's training calls, and the script's own names for it if it has them already.
+
+    Raises:
+        HostError: the tree has none of it; nothing is hooked.
+    """
+    owners = [(_owner(yolo, module, name), name, around) for (module, name), around in FUNCTIONS.items()]
+    for utils, name, around in owners:
+        hooks.wrap_copies(utils, name, around, [sys.modules.get("__main__")])
+
+
+def _owner(yolo: ModuleType, module: str, name: str) -> ModuleType:
+    """The module of `yolo`'s tree that has the function `name`: it was imported by `yolo`.
+
+    In the published package `models.yolo` is a second import of a file whose other modules are `yolov5.*`.
+    """
+    own = yolo.__name__.removesuffix("models.yolo")
+    for prefix in dict.fromkeys((own, "yolov5.")):
+        utils = sys.modules.get(prefix + module)
+        if utils is not None and hasattr(utils, name):
+            return utils
+    where = getattr(yolo, "__file__", None) or yolo.__name__
+    raise HostError(f"the tree of {where} has no {module}.{name}, which yolorep hooks; supported: {SUPPORTED}")
+
+
+def _intersect_dicts(original: Any, source: Any, target: Any, *args: Any, **kwargs: Any) -> Any:
+    check_room(source, target)
+    return original(source, target, *args, **kwargs)
+
+
+def _smart_optimizer(original: Any, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    return decayed_as_asked(original(model, *args, **kwargs), model)
+
+
+FUNCTIONS: dict[tuple[str, str], Callable[..., Any]] = {
+    ("utils.torch_utils", "smart_optimizer"): _smart_optimizer,
+    ("utils.general", "intersect_dicts"): _intersect_dicts,
+}
+
+
+def _build_as_asked(options: TrainOptions, yolo: ModuleType) -> None:
+    require(yolo, "DetectionModel", supported=SUPPORTED)
+    Hooks().wrap(yolo.DetectionModel, "__init__", partial(_init, options))  # of segmentation models too
+
+
+def _init(options: TrainOptions, original: Any, model: nn.Module, cfg: Any, *args: Any, **kwargs: Any) -> None:
+    content = cfg if isinstance(cfg, dict) else read_yaml(Path(cfg), "a model YAML: accepted is a mapping")
+    original(model, options.written(content, model_yaml.YOLOV5), *args, **kwargs)
+    if not isinstance(cfg, dict):
+        model.yaml_file = Path(cfg).name  # type: ignore[assignment]

@@ -1,0 +1,186 @@
+"""The branches of a block in training as one step that keeps for its backward pass what a plain convolution keeps.
+
+Of y = BN(conv(x)) + sum of branches, autograd keeps the input of every batch norm: for RepVGG a third more than for a
+plain convolution. An identity, or a branch that is cheap beside the dense convolution, can be computed again from x,
+which is kept anyway; `joint_sum` does so. Statistics, gradients, running statistics, parameters and buffers are those
+of the separate form, to which it leaves whatever it cannot compute exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules import module as module_hooks
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from yolorep.blocks.linear import ChannelMap
+from yolorep.training.joint_step import Geometry, Term, normalized_sum
+from yolorep.training.onednn_overread import overread
+
+CHEAP = 1 / 8  # of the dense convolution's work: a branch of at most this share is computed again, not kept
+WORTHWHILE = 2**18  # values of x: below, the step's own overhead outweighs a memory that hardly matters
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+WIDE = (torch.float32, torch.float64)
+
+
+class Part(NamedTuple):
+    """A branch BN(layer(x)), or BN(x) without a layer."""
+
+    layer: nn.Conv2d | ChannelMap | None
+    norm: _BatchNorm
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the batch norm uses its running statistics, not those of the batch."""
+        return not self.norm.training and self.norm.running_mean is not None
+
+    @property
+    def geometry(self) -> Geometry | None:
+        layer: Any = self.layer
+        if layer is None:
+            return None
+        if isinstance(layer, nn.Conv2d):
+            return Geometry(layer.stride, layer.padding, layer.dilation, layer.groups)  # type: ignore[arg-type]
+        stride = (layer.stride,) * 2 if isinstance(layer.stride, int) else layer.stride
+        return Geometry(stride, (0, 0), (1, 1), layer.groups)
+
+    def output_shape(self, x: Tensor) -> tuple[int, ...]:
+        """(out, h', w') of the layer's output for x (batch, in, h, w)."""
+        if self.layer is None or self.geometry is None:
+            return tuple(x.shape[1:])
+        out, _, *kernel = self.layer.weight.shape
+        axes = zip(x.shape[2:], kernel, *self.geometry[:3], strict=True)
+        return out, *((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in axes)
+
+    def term(self, dense: nn.Conv2d, dtype: torch.dtype) -> Term:
+        """The branch as tensors, its convolution in `dtype`."""
+        layer, norm = self.layer, self.norm
+        kernel, bias = (None, None) if layer is None else (layer.weight.to(dtype), getattr(layer, "bias", None))
+        return Term(
+            kernel,
+            None if bias is None else bias.to(dtype),
+            norm.weight,
+            norm.bias,
+            norm.running_mean if self.frozen else None,
+            norm.running_var if self.frozen else None,
+            norm.eps,
+            self.frozen,
+            kernel is not None and kernel.numel() > CHEAP * dense.weight.numel(),
+            self.geometry,
+        )
+
+
+def joint_sum(conv: nn.Conv2d, bn: _BatchNorm, branches: Iterable[nn.Module], x: Tensor) -> Tensor | None:
+    """bn(conv(x)) + sum of branch(x), (batch, in, h, w) to (batch, out, h', w'); None where that does not fit.
+
+    It fits where `fits` says so of the convolutions, channel maps and identities that have a batch norm each, with at
+    least one beside the dense convolution. Branches of other kinds are added as they are. Differentiable once: a second
+    derivative raises torch's own error for that.
+    """
+    every = [(branch, part_of(branch)) for branch in branches]
+    dense, extra = _part(conv, bn), [part for _, part in every if part is not None]
+    if dense is None or not extra or not fits([dense, *extra], x):
+        return None
+    parts, dtype = [dense, *extra], _compute_dtype(x)
+    y, moments = normalized_sum([part.term(conv, dtype) for part in parts], x.to(dtype))
+    for part, (mean, var) in zip((part for part in parts if not part.frozen), moments, strict=True):
+        _track_(part.norm, mean, var, y.numel() // y.shape[1])
+    for branch, known in every:
+        y = y if known is not None else y + branch(x)
+    return y
+
+
+def worthwhile(x: Tensor) -> bool:
+    """Whether x is large enough for what the joint step saves to matter."""
+    return x.numel() >= WORTHWHILE
+
+
+def part_of(branch: nn.Module) -> Part | None:
+    """A branch as layer and batch norm, where it is exactly what its types say; None for any other."""
+    if not _is_plain(branch, nn.Sequential):
+        return _part(None, branch)
+    layers = list(branch.children())
+    return _part(*layers) if len(layers) == 2 else None
+
+
+def fits(parts: Sequence[Part], x: Tensor) -> bool:
+    """Whether the sum of these branches of x can be computed together, with what the separate form would give.
+
+    Not where something else sees the separate operations (a compiler, a tracer, a function transform, hooks on all
+    modules), the batch norms talk to other processes, or shapes and dtypes do not meet: then the separate form works,
+    or says what is wrong.
+    """
+    seen = torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
+    if seen or module_hooks._has_any_global_hook() or type(x) not in (Tensor, nn.Parameter):
+        return False
+    if x.dim() != 4 or x.device.type not in ("cpu", "cuda") or any(_is_shared(part.norm) for part in parts):
+        return False
+    if any(overread(part.layer, x) for part in parts):
+        return False
+    outputs = {part.output_shape(x) for part in parts}
+    channels, *size = next(iter(outputs))
+    alone = len(x) * size[0] * size[1] < 2  # no statistics: the separate form raises
+    meet = len(outputs) == 1 and all(part.norm.num_features == channels for part in parts)
+    return meet and not alone and _dtypes_meet(parts, x)
+
+
+def _part(layer: nn.Module | None, norm: nn.Module) -> Part | None:
+    if not _is_plain(norm, nn.BatchNorm2d, nn.SyncBatchNorm):
+        return None
+    if layer is not None and not _is_plain(layer, nn.Conv2d, ChannelMap):
+        return None
+    if isinstance(layer, nn.Conv2d) and (isinstance(layer.padding, str) or layer.padding_mode != "zeros"):
+        return None
+    return Part(layer, norm)  # type: ignore[arg-type]
+
+
+def _is_plain(module: nn.Module, *kinds: type) -> bool:
+    """Whether nothing but the type decides what the module computes: no subclass, hook or forward of its own."""
+    own = vars(module)
+    return type(module) in kinds and "forward" not in own and not any(own[name] for name in HOOKS)
+
+
+def _is_shared(norm: _BatchNorm) -> bool:
+    """Whether the batch norm takes its statistics over several processes."""
+    if not isinstance(norm, nn.SyncBatchNorm) or not norm.training or not dist.is_available():
+        return False
+    return dist.is_initialized() and dist.get_world_size(norm.process_group or dist.group.WORLD) > 1
+
+
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    """What convolutions of x compute in: autocast's dtype, except for float64."""
+    kind = x.device.type
+    if not torch.is_autocast_enabled(kind) or x.dtype == torch.float64:
+        return x.dtype
+    return torch.get_autocast_dtype(kind)
+
+
+def _dtypes_meet(parts: Sequence[Part], x: Tensor) -> bool:
+    """Whether every operation has one dtype, or a half one with batch norms in float32."""
+    dtype = _compute_dtype(x)
+    cast = torch.is_autocast_enabled(x.device.type)
+    for layer, norm in parts:
+        same = x.dtype == dtype if layer is None else layer.weight.dtype in (dtype, torch.float32 if cast else dtype)
+        values = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+        wide = dtype if dtype in WIDE else torch.float32
+        if not same or any(value is not None and value.dtype != wide for value in values):
+            return False
+    return True
+
+
+@torch.no_grad()
+def _track_(norm: _BatchNorm, mean: Tensor, var: Tensor, count: int) -> None:
+    """Move the running statistics as torch does: by momentum, or without one to the mean of all batches."""
+    if not (norm.training and norm.track_running_stats):
+        return
+    share = norm.momentum or 0.0
+    if norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+        share = 1.0 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
+    if norm.running_mean is not None and norm.running_var is not None:
+        norm.running_mean.mul_(1 - share).add_(mean, alpha=share)
+        norm.running_var.mul_(1 - share).add_(var, alpha=share * count / (count - 1))
