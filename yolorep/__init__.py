@@ -2,10 +2,11 @@
 
 from yolorep._version import __version__
 from yolorep.blocks import C3, Bottleneck, Conv_C3
+from yolorep.deployment import deploy
 from yolorep.errors import BlockError, CheckpointError, FoldError, HostError, VerifyError, YolorepError
+from yolorep.expansion import expand
 from yolorep.folding import fold
 from yolorep.hosts import install as _install
-from yolorep.surgery import deploy, expand
 from yolorep.verification import Report, verify
 
 __all__ = [

@@ -1,6 +1,6 @@
 """Rep rows and the `rep:` policy of a model YAML: what they ask for, and the stock YAML that stands in for them.
 
-A host builds a stock model from the stand-in; the blocks asked for are then grown on its layers (`yolorep.surgery`).
+A host builds a stock model from the stand-in; the blocks asked for are then grown on its layers (`yolorep.expansion`).
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ from torch.utils._pytree import tree_leaves
 
 from yolorep.errors import VerifyError, first_line
 from yolorep.host import unwrapped
+from yolorep.modes import evaluating
 from yolorep.stock_layers import rep_blocks
-from yolorep.surgery import evaluating
 
 # Largest error relative to the largest output. Narrower types are reported, not judged.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}

@@ -12,11 +12,11 @@ from torch import nn
 
 from tests.helpers import assert_same, randomize_
 from yolorep import BlockError, deploy, expand
+from yolorep.expansion import grow_
 from yolorep.foreign import foreign_blocks
 from yolorep.host import own_blocks
 from yolorep.model_yaml import Options
 from yolorep.stock_layers import rep_blocks
-from yolorep.surgery import grow_
 
 FAMILIES = {"repvgg_a0": 22, "mobileone_s0": 43, "fastvit_t8": 20, "repvit_m1": 23}
 C = 8

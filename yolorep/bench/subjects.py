@@ -15,12 +15,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from yolorep import model_yaml
 from yolorep.blocks import BLOCKS, Conv_C3
+from yolorep.deployment import deploy
 from yolorep.errors import UsageError, first_line
 from yolorep.host import dialect_of
 from yolorep.hosts.predictions import TASKS
 from yolorep.hosts.ultralytics.build import build, quiet
 from yolorep.stock_layers import rep_blocks
-from yolorep.surgery import deploy
 
 UNFUSED, DEPLOYED, STOCK, CONVOLUTION = "unfused", "deployed", "stock", "convolution"
 TORCHVISION = "torchvision:"

@@ -8,12 +8,13 @@ from pathlib import Path
 from rich.console import Console
 from torch import nn
 
+from yolorep.deployment import deploy
 from yolorep.errors import CheckpointError, VerifyError
+from yolorep.expansion import expand
 from yolorep.foreign import foreign_blocks
 from yolorep.host import own_blocks
 from yolorep.hosts import checkpoints, evaluate
 from yolorep.stock_layers import rep_blocks
-from yolorep.surgery import deploy, expand
 from yolorep.verification import verify_stored
 
 

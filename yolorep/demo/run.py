@@ -15,11 +15,11 @@ from rich.table import Table
 from yolorep.bench import Result, Settings, bench, of_model
 from yolorep.bench.subjects import DEPLOYED, STOCK, UNFUSED
 from yolorep.demo import pictures, scenes, training
+from yolorep.deployment import deploy
 from yolorep.errors import UsageError, VerifyError
 from yolorep.hosts import checkpoints
 from yolorep.hosts.evaluate import compare_images, evaluator, figures, image_files, same_figure
 from yolorep.hosts.predictions import ResultReport
-from yolorep.surgery import deploy
 from yolorep.verification import Report, verify
 
 SIDE = 160  # pixels

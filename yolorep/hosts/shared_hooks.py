@@ -12,8 +12,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from yolorep import model_yaml
+from yolorep.deployment import fold_blocks_
 from yolorep.errors import HostError
-from yolorep.surgery import evaluating, fold_blocks_, grow_planned_
+from yolorep.expansion import grow_planned_
+from yolorep.modes import evaluating
 from yolorep.training.decay import decay_equivalent_kernels_
 
 

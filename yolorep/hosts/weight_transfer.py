@@ -12,9 +12,11 @@ from yolorep import model_yaml
 from yolorep.blocks.conv_c3 import BRANCH, Conv_C3
 from yolorep.blocks.linear import ChannelMap
 from yolorep.blocks.zero_start import DENSE
+from yolorep.deployment import fold_blocks_
 from yolorep.errors import HostError
+from yolorep.expansion import grow_
+from yolorep.modes import evaluating
 from yolorep.stock_layers import gains, is_stock_conv, rep_blocks
-from yolorep.surgery import evaluating, fold_blocks_, grow_
 
 
 def fitting(source: nn.Module, model: nn.Module) -> nn.Module:

@@ -13,10 +13,10 @@ from torch import nn
 
 from yolorep import model_yaml
 from yolorep.errors import UsageError
+from yolorep.expansion import expand
 from yolorep.hosts import train_options
 from yolorep.hosts.hooks import Hooks
 from yolorep.hosts.shared_hooks import decayed_as_asked, require
-from yolorep.surgery import expand
 from yolorep.training.penalty import penalized_blocks
 
 _command: ContextVar[Mapping[str, Any]] = ContextVar("options of the command line")

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from tests.helpers import assert_same_outputs, assert_untouched, randomize_, snapshot, tensors
 from yolorep import Conv_C3, deploy, expand
+from yolorep.modes import evaluating
 from yolorep.stock_layers import rep_blocks, stock_convs
-from yolorep.surgery import evaluating
 
 STOCK = "yolov5n.yaml"
 

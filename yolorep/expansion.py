@@ -1,33 +1,28 @@
-"""Expand and deploy over a whole model: stock layers become rep blocks, and rep blocks become stock layers again.
+"""Expand a whole model: stock layers become rep blocks.
 
-A block takes the place of its stock layer by a change of class, in the same object: whatever the host attached to it
-(`i`, `f`, `type`, `np`, hooks, a second reference to a shared layer) stays where it was.
+A block takes the place of its stock layer by a change of class, in the same object: the attributes that the host
+attached to it (`i`, `f`, `type`, `np`, hooks, a second reference to a shared layer) stay.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from copy import deepcopy
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from yolorep import model_yaml
-from yolorep.blocks.conv_c3 import Conv_C3, converted, excited
+from yolorep.blocks.conv_c3 import Conv_C3, excited
 from yolorep.blocks.registry import block_of, check_options
 from yolorep.blocks.site import Site
 from yolorep.blocks.zero_start import silence_
 from yolorep.classifier_head import pool_and_classify_
 from yolorep.errors import BlockError, HostError
-from yolorep.folding import to_conv
-from yolorep.foreign import folded
-from yolorep.host import dialect_of, own_blocks, unwrapped
+from yolorep.host import unwrapped
 from yolorep.stock_layers import Select, chosen, is_stock_conv, listed, nothing_to_expand, stock_convs
-from yolorep.stock_norm import calibrated
 
 Model = TypeVar("Model", bound=nn.Module)
 PLAIN = "plain"
@@ -62,44 +57,6 @@ def expand(
     grow_(layers, model_yaml.Options(block, identity), silent=True)
     _write_policy(core, block, identity, select, [name for name, _ in layers])
     return model
-
-
-@torch.inference_mode(False)
-def deploy(model: Model, *, inplace: bool = False) -> Model:
-    """Fold every rep block into a stock layer of the host: same function, stock classes, stock state-dict keys.
-
-    model: any module in evaluation mode. A block that was grown on a host's layer becomes that layer again, with the
-        folded weight and a batch norm that passes it on unchanged; a `Conv_C3` made by hand becomes one convolution.
-        A block of another project (`yolorep.foreign`) takes the form that its project has for a deployed one; where
-        its fold would not compute the same, it stays as it is, and a warning says so. The rep blocks that ultralytics
-        builds into a model of its own are stock there, and stay for its `fuse`.
-    inplace: change `model` itself instead of a copy.
-
-    Raises:
-        FoldError: a block does not fold (training mode, for one); `model` is then as it was.
-    """
-    model = model if inplace else deepcopy(model)
-    core = unwrapped(model)
-    written = _deployed_yaml(core)
-    fold_blocks_(core, leave=own_blocks(core))
-    for name, value in written.items():
-        setattr(core, name, value)
-    return model
-
-
-def fold_blocks_(model: nn.Module, leave: Iterable[nn.Module] = ()) -> None:
-    """The layers' part of `deploy`, in place: `model.yaml` goes on asking for the blocks, as it does under `fuse()`.
-
-    leave: blocks of another project that stay as they are.
-
-    Raises:
-        FoldError: a block does not fold; `model` is then as it was.
-    """
-    ours, theirs = converted(model, _stock_layers), folded(model, leave)
-    for block, (conv, norm) in ours:
-        _restore_stock_(block, conv, norm)
-    for fold in theirs:
-        fold.commit_()
 
 
 def grow_(layers: Iterable[tuple[str, nn.Module]], options: model_yaml.Options, *, silent: bool) -> None:
@@ -163,55 +120,6 @@ def grow_policy_(layers: nn.Sequential, policy: model_yaml.Options, *, silent: b
     """Grow what a policy asks for on those of a model's layers that are stock. Raises BlockError as `chosen`."""
     named = [(f"model.{name}", layer) for name, layer in stock_convs(layers)]
     grow_(chosen(named, policy.select, policy.block, policy.identity), policy, silent=silent)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for the duration of the block; each module's own mode is then restored."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-def _stock_layers(block: Conv_C3) -> tuple[nn.Conv2d, _BatchNorm | None]:
-    """The convolution and, where a stock layer is to be restored, the batch norm that compute what the block does."""
-    kernel = block.linear_kernel()
-    if not hasattr(block, "stock_class"):
-        return to_conv(kernel, like=block.conv.weight), None
-    kernel, norm = calibrated(kernel, block.bn)
-    conv = to_conv(kernel, like=block.conv.weight)
-    conv.bias = None
-    return conv, norm
-
-
-def _restore_stock_(block: Conv_C3, conv: nn.Conv2d, norm: _BatchNorm | None) -> None:
-    stock = block.__dict__.pop("stock_class", None)
-    block.drop_branches_()
-    block.conv = conv.train(block.training)
-    if stock is None:
-        return
-    block.bn = norm  # type: ignore[assignment]
-    block._modules["act"] = block._modules.pop("act")  # conv, bn, act: the order in which the host registers them
-    for attribute in ("block", "identity", "law"):
-        block.__dict__.pop(attribute, None)
-    block.__class__ = stock
-
-
-def _deployed_yaml(model: nn.Module) -> dict[str, Any]:
-    """Attributes of a host's model that name its YAML, as they are once it is deployed."""
-    result: dict[str, Any] = {}
-    yaml, file = getattr(model, "yaml", None), getattr(model, "yaml_file", None)
-    if isinstance(yaml, dict):
-        plan = model_yaml.plan(yaml, dialect_of(model), checked=False)  # folding asks nothing of the registry
-        if plan.is_rep:
-            result["yaml"] = model_yaml.deployed(yaml, dialect_of(model))
-    if isinstance(file, str):
-        result["yaml_file"] = model_yaml.stock_name(file)
-    return result
 
 
 def _write_policy(model: nn.Module, block: str, identity: str, select: Select, names: list[str]) -> None:
