@@ -73,7 +73,7 @@ def runs(models: dict[str, Path], tiny_dataset: Path, tmp_path_factory: pytest.T
     """Layers 0 and 1 frozen, several image sizes, images in memory, mosaic closed, AdamW on a cosine; in one step."""
     options = {"freeze": 2, "multi_scale": 0.5, "cache": "ram", "close_mosaic": 1, "optimizer": "AdamW", "cos_lr": True}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(laws, "worthwhile", lambda x: True)
+        patch.setattr(laws, "pays", lambda x: True)
         folder = tmp_path_factory.mktemp("runs")
         options |= {"epochs": 4, "nbs": 8, "patience": 1, "save_period": 1, "seed": 1}
         return {

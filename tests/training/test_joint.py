@@ -369,7 +369,7 @@ def test_two_processes(tmp_path: Any) -> None:
 
 def test_a_whole_model_has_the_gradients_of_the_separate_form(rep: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     """ultralytics' YOLOv5n with rep rows, every block of it in the joint step."""
-    monkeypatch.setattr(laws, "worthwhile", lambda x: True)
+    monkeypatch.setattr(laws, "pays", lambda x: True)
     x, steps = torch.rand(8, 3, 128, 128, dtype=torch.float64), []
     monkeypatch.setattr(laws, "joint_sum", lambda *given: steps.append(joint_sum(*given)) or steps[-1])
     gradients = []

@@ -32,7 +32,7 @@ def test_strided_1x1_reads_no_further_than_its_last_pixel(
     read: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("yolorep.blocks.laws.worthwhile", lambda x: worth)
+    monkeypatch.setattr("yolorep.blocks.laws.pays", lambda x: worth)
     torch.manual_seed(0)
     block = Conv_C3(3, 8, s=stride, block=name, identity="conv")
     x = torch.rand(2, 3, size, size).to(memory_format=layout)

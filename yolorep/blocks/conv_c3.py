@@ -41,7 +41,9 @@ class Conv_C3(nn.Module):
 
     default_act: nn.Module = nn.SiLU()
     law = "each"
-    joint = True  # train the branches in one step that keeps less memory (`blocks.joint`); False: each on its own
+    # Train all branches in one step that keeps less memory (`training.joint`): True, False (each branch separately), or
+    # None, which decides by device and size of the input.
+    joint: bool | None = None
 
     def __init__(
         self,

@@ -20,7 +20,7 @@ from yolorep.algebra import Kernel
 from yolorep.composition import compose
 from yolorep.folding import chain_of, children_kernels, summed
 from yolorep.precision import differentiable
-from yolorep.training.joint import joint_sum, worthwhile
+from yolorep.training.joint import joint_sum, pays
 from yolorep.training.onednn_overread import pixels_read
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Law(NamedTuple):
 
 
 def _each_forward(block: Conv_C3, x: Tensor) -> Tensor:
-    joint = block.training and block.joint and worthwhile(x)
+    joint = block.training and (block.joint if block.joint is not None else pays(x))
     y = joint_sum(block.conv, block.bn, (branch for _, branch in block.branches()), x) if joint else None
     return _separate_forward(block, x) if y is None else y
 

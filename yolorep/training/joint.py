@@ -1,9 +1,9 @@
-"""The branches of a block in training as one step that keeps for its backward pass what a plain convolution keeps.
+"""Train the branches of a block in one step that keeps no more activations than a plain convolution.
 
-Of y = BN(conv(x)) + sum of branches, autograd keeps the input of every batch norm: for RepVGG a third more than for a
-plain convolution. An identity, or a branch that is cheap beside the dense convolution, can be computed again from x,
-which is kept anyway; `joint_sum` does so. Statistics, gradients, running statistics, parameters and buffers are those
-of the separate form, to which it leaves whatever it cannot compute exactly.
+For y = BN(conv(x)) + sum of branches, autograd keeps the input of every batch norm: for RepVGG a third more than for a
+plain convolution. `joint_sum` computes identities and cheap branches again from x in the backward pass, since x is kept
+anyway. Outputs, gradients, running statistics, parameters and buffers equal those of the separate form, which takes
+over wherever `joint_sum` does not apply.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.nn.modules import module as module_hooks
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from yolorep.blocks.linear import ChannelMap
-from yolorep.training.joint_step import Geometry, Term, normalized_sum
+from yolorep.training.joint_step import Geometry, Running, Term, normalized_sum
 from yolorep.training.onednn_overread import overread
 
 CHEAP = 1 / 8  # of the dense convolution's work: a branch of at most this share is computed again, not kept
@@ -57,7 +57,7 @@ class Part(NamedTuple):
         return out, *((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in axes)
 
     def term(self, dense: nn.Conv2d, dtype: torch.dtype) -> Term:
-        """The branch as tensors, its convolution in `dtype`."""
+        """Return the branch as tensors, its convolution in `dtype`; counts the batch where statistics are tracked."""
         layer, norm = self.layer, self.norm
         kernel, bias = (None, None) if layer is None else (layer.weight.to(dtype), getattr(layer, "bias", None))
         return Term(
@@ -65,13 +65,27 @@ class Part(NamedTuple):
             None if bias is None else bias.to(dtype),
             norm.weight,
             norm.bias,
-            norm.running_mean if self.frozen else None,
-            norm.running_var if self.frozen else None,
+            self._running(),
             norm.eps,
             self.frozen,
             kernel is not None and kernel.numel() > CHEAP * dense.weight.numel(),
             self.geometry,
         )
+
+    def _running(self) -> Running | None:
+        norm = self.norm
+        if norm.running_mean is None or norm.running_var is None:
+            return None
+        if self.frozen:
+            return Running(norm.running_mean, norm.running_var, 0.0)
+        if not norm.track_running_stats:
+            return None
+        momentum = norm.momentum or 0.0
+        if norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.add_(1)
+            if norm.momentum is None:  # the mean of all batches
+                momentum = 1.0 / float(norm.num_batches_tracked)
+        return Running(norm.running_mean, norm.running_var, momentum)
 
 
 def joint_sum(conv: nn.Conv2d, bn: _BatchNorm, branches: Iterable[nn.Module], x: Tensor) -> Tensor | None:
@@ -85,18 +99,20 @@ def joint_sum(conv: nn.Conv2d, bn: _BatchNorm, branches: Iterable[nn.Module], x:
     dense, extra = _part(conv, bn), [part for _, part in every if part is not None]
     if dense is None or not extra or not fits([dense, *extra], x):
         return None
-    parts, dtype = [dense, *extra], _compute_dtype(x)
-    y, moments = normalized_sum([part.term(conv, dtype) for part in parts], x.to(dtype))
-    for part, (mean, var) in zip((part for part in parts if not part.frozen), moments, strict=True):
-        _track_(part.norm, mean, var, y.numel() // y.shape[1])
+    dtype = _compute_dtype(x)
+    y = normalized_sum([part.term(conv, dtype) for part in (dense, *extra)], x.to(dtype))
     for branch, known in every:
         y = y if known is not None else y + branch(x)
     return y
 
 
-def worthwhile(x: Tensor) -> bool:
-    """Whether x is large enough for what the joint step saves to matter."""
-    return x.numel() >= WORTHWHILE
+def pays(x: Tensor) -> bool:
+    """Return whether the joint step is the better form for x by default: on a CPU, for a large x.
+
+    A GPU runs small networks at the rate at which kernels are launched, and the joint step launches as many as the
+    separate form while it computes more; `Conv_C3.joint = True` asks for it where memory is short.
+    """
+    return x.device.type == "cpu" and x.numel() >= WORTHWHILE
 
 
 def part_of(branch: nn.Module) -> Part | None:
@@ -170,17 +186,3 @@ def _dtypes_meet(parts: Sequence[Part], x: Tensor) -> bool:
         if not same or any(value is not None and value.dtype != wide for value in values):
             return False
     return True
-
-
-@torch.no_grad()
-def _track_(norm: _BatchNorm, mean: Tensor, var: Tensor, count: int) -> None:
-    """Move the running statistics as torch does: by momentum, or without one to the mean of all batches."""
-    if not (norm.training and norm.track_running_stats):
-        return
-    share = norm.momentum or 0.0
-    if norm.num_batches_tracked is not None:
-        norm.num_batches_tracked.add_(1)
-        share = 1.0 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
-    if norm.running_mean is not None and norm.running_var is not None:
-        norm.running_mean.mul_(1 - share).add_(mean, alpha=share)
-        norm.running_var.mul_(1 - share).add_(var, alpha=share * count / (count - 1))
