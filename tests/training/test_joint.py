@@ -19,7 +19,7 @@ from yolorep import Conv_C3
 from yolorep.bench.training import kept_bytes
 from yolorep.blocks import laws
 from yolorep.stock_layers import rep_blocks
-from yolorep.training.joint import joint_sum
+from yolorep.training.joint import joint_sum, pays
 
 # (c1, c2, k, s, p, g, d), options of a Conv_C3
 GEOMETRIES: dict[str, tuple[tuple, dict]] = {
@@ -335,7 +335,7 @@ import torch, torch.distributed as dist, torch.multiprocessing as mp
 from torch import nn
 from yolorep import Conv_C3
 from yolorep.training import joint as joint_module
-from yolorep.training.joint import joint_sum
+from yolorep.training.joint import joint_sum, pays
 
 joint_module.WORTHWHILE = 0
 
@@ -381,3 +381,43 @@ def test_a_whole_model_has_the_gradients_of_the_separate_form(rep: nn.Module, mo
     assert sum(step is not None for step in steps) == len(rep_blocks(rep))
     assert gradients[0].keys() == gradients[1].keys()
     assert all(relative_error(value, gradients[0][name]) < 1e-10 for name, value in gradients[1].items())
+
+
+def test_backward_of_a_float32_pass_works_inside_autocast(small_too: None) -> None:
+    layer, x = block(dtype=torch.float32), image(dtype=torch.float32).requires_grad_()
+    expected = trained(joint, layer, x)
+    y = joint(layer, x)
+    weight = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(y)
+    with torch.autocast("cpu", torch.bfloat16):
+        (y * weight).sum().backward()
+    assert x.grad is not None
+    assert relative_error(expected["gradient of x"], x.grad) < 1e-5
+
+
+def test_an_output_that_nothing_uses_has_no_gradient(small_too: None) -> None:
+    layer, x = block(), image().requires_grad_()
+    joint(layer, x)
+    y, z = joint(layer, x), image().requires_grad_()
+    (z.sum() + y.detach().sum()).backward()
+    assert x.grad is None
+    assert all(parameter.grad is None for parameter in layer.parameters())
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
+def test_an_overflow_reaches_every_gradient(layout: torch.memory_format) -> None:
+    """What `torch.amp.GradScaler` looks for: it skips a step if any gradient is not finite."""
+    layer = block(dtype=torch.float32).to(memory_format=layout)
+    x = image(dtype=torch.float32).to(memory_format=layout).requires_grad_()
+    y = joint(layer, x)
+    gradient = torch.zeros_like(y)
+    gradient[0, :, 0, 0] = float("inf")
+    y.backward(gradient)
+    for name, parameter in layer.named_parameters():
+        assert not torch.isfinite(parameter.grad).all(), name
+
+
+def test_the_default_form_depends_on_the_device_and_the_size() -> None:
+    large = torch.empty(1, 4, 512, 512)
+    assert pays(large)
+    assert not pays(large[..., :8])
+    assert not pays(torch.empty_like(large, device="meta")), "no CPU: kernel launches decide"

@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from yolorep.algebra import Kernel
-from yolorep.blocks.laws import LAWS
-from yolorep.blocks.registry import block_of, check_options
+from yolorep.blocks.laws import Parts, law_of
+from yolorep.blocks.registry import SQUEEZES, block_of, check_options
 from yolorep.blocks.site import Site
 from yolorep.blocks.zero_start import DENSE, silence_
 from yolorep.errors import BlockError, FoldError
@@ -85,7 +85,10 @@ class Conv_C3(nn.Module):
         self.block, self.identity, self.law = block, identity, law
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.conv(x) if self.deployed else LAWS[self.law].forward(self, x))
+        if self.deployed:
+            return self.act(self.conv(x))
+        squeeze = SQUEEZES.get(self.block.partition("(")[0])
+        return self.act(law_of(self.law).forward(self._parts(), x, self.joint, squeeze))
 
     @property
     def deployed(self) -> bool:
@@ -95,11 +98,6 @@ class Conv_C3(nn.Module):
     def branches(self) -> Iterator[tuple[str, nn.Module]]:
         """The extra branches by name, the dense one not among them."""
         return self._named(BRANCH)
-
-    def dense_path(self) -> Iterator[tuple[str, nn.Module]]:
-        """The convolution, and the layers that follow it before the sum, by name."""
-        yield "conv", self.conv
-        yield from self._named(DENSE)
 
     def _named(self, *prefixes: str) -> Iterator[tuple[str, nn.Module]]:
         return ((name, module) for name, module in self._modules.items() if name.startswith(prefixes))  # type: ignore[misc]
@@ -112,7 +110,10 @@ class Conv_C3(nn.Module):
         """
         if self.deployed:
             return chain_of([("conv", self.conv)])
-        return LAWS[self.law].kernel(self)
+        return law_of(self.law).kernel(self._parts())
+
+    def _parts(self) -> Parts:
+        return Parts(self.conv, self.bn, dict(self._named(BRANCH)), dict(self._named(DENSE)))
 
     def _switch_to_deploy(self) -> None:
         """Replace the branches by the one convolution that computes the same, in place; again does nothing.

@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from yolorep.blocks.dbb import average, identity_1x1
+from yolorep.blocks.laws import Parts
 from yolorep.blocks.linear import Filter
 from yolorep.blocks.registry import register_block
 from yolorep.blocks.site import Site
@@ -22,7 +24,52 @@ DENSE, AVERAGE, PRIOR, STACKED, ONE_BY_ONE, SEPARABLE = 0.25, 0.25, 0.0, 0.5, 1.
 DENSE_1X1 = 1.0
 
 
-@register_block("orepa", law="online")
+def squeezed(parts: Parts) -> Tensor | None:
+    """Return W, (out, in // groups, kh, kw): the sum of all kernels, each times its scaling vector.
+
+    None for blocks with an identity branch, which the general algebra adds up.
+    """
+    layers: Any = parts.branches
+    if "branch_identity" in layers:
+        return None
+    weight = parts.conv.weight * _column(parts.dense_path["dense_scale"])
+    if "branch_1x1_1x1" in layers:
+        stacked = layers["branch_1x1_1x1"]
+        return torch.addcmul(weight, _stacked_kernel(stacked, parts.conv), _column(stacked.scale))
+    for name in ("branch_average", "branch_prior"):
+        branch = layers[name]
+        weight = torch.addcmul(weight, branch.conv.weight, branch.filter.weight.to(weight) * _column(branch.scale))
+    stacked, separable, small = layers["branch_1x1_kxk"], layers["branch_separable"], layers["branch_1x1"]
+    weight = torch.addcmul(weight, _stacked_kernel(stacked, parts.conv), _column(stacked.scale))
+    weight = torch.addcmul(weight, _separable_kernel(separable, parts.conv), _column(separable.scale))
+    height, width = ((size - 1) // 2 for size in weight.shape[2:])
+    return weight + F.pad(small.conv.weight * _column(small.scale), (width, width, height, height))
+
+
+def _column(scale: Any) -> Tensor:
+    return scale.weight[:, None, None, None]
+
+
+def _stacked_kernel(branch: Any, dense: nn.Conv2d) -> Tensor:
+    """Return the kernel of conv2(conv1(x)), with a pointwise conv1: a product over the channels between them."""
+    groups, (out, _, *size) = dense.groups, branch.conv2.weight.shape
+    second = branch.conv2.weight.reshape(groups, out // groups, -1, size[0] * size[1]).transpose(2, 3)
+    first = branch.conv1.weight.reshape(groups, -1, branch.conv1.weight.shape[1])
+    kernel = torch.bmm(second.flatten(1, 2), first).view(groups, out // groups, size[0] * size[1], -1)
+    return kernel.transpose(2, 3).reshape(out, -1, *size)
+
+
+def _separable_kernel(branch: Any, dense: nn.Conv2d) -> Tensor:
+    """Return the kernel of pointwise(depthwise(x)), a product over the depthwise filters of each input channel."""
+    groups, out = dense.groups, dense.out_channels
+    per_group, size = dense.in_channels // groups, branch.depthwise.weight.shape[2:]
+    filters = branch.depthwise.weight.reshape(dense.in_channels, -1, size[0] * size[1])
+    mixing = branch.pointwise.weight.reshape(groups, out // groups, per_group, -1).transpose(1, 2).flatten(0, 1)
+    kernel = torch.bmm(mixing, filters).view(groups, per_group, out // groups, -1)
+    return kernel.transpose(1, 2).reshape(out, per_group, *size)
+
+
+@register_block("orepa", law="online", squeeze=squeezed)
 def orepa(site: Site, *, expansion: int = 8) -> dict[str, nn.Module]:
     """OREPA: 1x1, 1x1 then kxk, average, frequency prior, separable; squeezed into one kernel at every step."""
     if site.pointwise:

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from yolorep.blocks.laws import LAWS
+from yolorep.blocks.laws import Squeeze, law_of
 from yolorep.blocks.linear import MAPS
 from yolorep.blocks.site import Site
 from yolorep.errors import BlockError
@@ -24,7 +24,10 @@ Declaration = Callable[..., dict[str, nn.Module]]
 
 @dataclass(frozen=True)
 class Block:
-    """What a name stands for. declare: from a `Site`, and the block's options, to branches by name. law: see `LAWS`."""
+    """A registered block.
+
+    declare: returns the branches by name for a `Site` and the block's options. law: a name in `blocks.laws`.
+    """
 
     declare: Declaration
     law: str
@@ -45,19 +48,38 @@ class Block:
 
 
 BLOCKS: dict[str, Block] = {}
+SQUEEZES: dict[str, Squeeze] = {}  # by name of the block
 
 
-def register_block(name: str, *, law: str = "each") -> Callable[[Declaration], Declaration]:
+def register_block(
+    name: str, *, law: str = "each", squeeze: Squeeze | None = None
+) -> Callable[[Declaration], Declaration]:
     """Make a declaration available as `block=name`. Its options are keyword parameters with a default.
 
+    law: how the branches, the convolution and the batch norm are combined (`yolorep.blocks.laws`).
+    squeeze: for the law `online`, the combined kernel in closed form. Without it the kernel is computed at every step
+        by the general algebra, which a compiler cannot trace.
+
     Raises:
-        BlockError: the name is taken.
+        BlockError: the name is taken, or the law is unknown.
+
+    Example:
+        >>> @register_block("twice")
+        ... def twice(site):
+        ...     return {"branch_again": site.conv_bn(site.conv.kernel_size, site.conv.padding)}
+        >>> sorted(block_of("twice").options)
+        []
+        >>> _ = BLOCKS.pop("twice")
     """
+
+    known = law_of(law)
 
     def register(declaration: Declaration) -> Declaration:
         if name in BLOCKS:
             raise BlockError(f"block {name!r} is already registered, by {BLOCKS[name].declare.__module__}")
-        BLOCKS[name] = Block(declaration, LAWS[law].name)
+        BLOCKS[name] = Block(declaration, known.name)
+        if squeeze is not None:
+            SQUEEZES[name] = squeeze
         return declaration
 
     return register

@@ -1,4 +1,4 @@
-"""RepVGG's weight decay on the equivalent kernels, in an optimizer that somebody else built and steps."""
+"""RepVGG's weight decay on equivalent kernels, for an optimizer that a host built and steps."""
 
 from __future__ import annotations
 
@@ -6,41 +6,45 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from yolorep.blocks.conv_c3 import Conv_C3
-from yolorep.training.penalty import branch_scales, kernels, penalized_blocks, penalties
+from yolorep.training.penalty import centre, centre_shares, kernels, penalized_blocks
 
 Group = dict[str, Any]
-OWN = ("params", "weight_decay", "param_group")  # what a group may have to itself; ultralytics labels its groups
+OWN = ("params", "weight_decay", "param_group")  # keys in which groups that are otherwise alike may differ
 
 
 def decay_equivalent_kernels_(optimizer: Optimizer, model: nn.Module) -> None:
     """Make `optimizer` decay the equivalent kernel of each RepVGG block of `model` instead of its kxk and 1x1 kernels.
 
-    From then on a step is the one that the loss + weight_decay / 2 * `equivalent_l2` would give, with the weight decay
-    of the kernels' group, which they leave for one without. The penalty is not in the loss that is reported, nor in a
-    gradient norm that is clipped, and is scaled as the gradients are where a fused step unscales them. Whatever else
-    decays (an identity's 1x1 convolution, other blocks, plain convolutions) goes on as it did. Where processes train
-    together, their running statistics are averaged for it, so that they stay in step.
+    From then on a step is the step for the loss + weight_decay / 2 * `equivalent_l2`, with the weight decay of the
+    kernels' group, which they leave for one without. The gradient of the penalty is added before each step, in closed
+    form and on the parameters' device. It is neither in the reported loss nor in a gradient norm that is clipped, and
+    it is scaled like the gradients where a fused step unscales them. All other parameters decay as before. Where
+    processes train together, the scales of the batch norms are averaged over them.
 
     Raises:
         BlockError: `model` has no RepVGG block with a 1x1 branch.
+
+    Example:
+        >>> from yolorep import Conv_C3
+        >>> block = Conv_C3(4, 4)
+        >>> optimizer = torch.optim.SGD(block.parameters(), lr=0.1, weight_decay=5e-4)
+        >>> decay_equivalent_kernels_(optimizer, block)
+        >>> [group["weight_decay"] for group in optimizer.param_groups]
+        [0.0005, 0.0]
     """
     blocks = penalized_blocks(model)
     groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     decays = [_spare_(block, optimizer, groups) for block in blocks]
-    decayed = [block for block, decay in zip(blocks, decays, strict=True) if decay]
-    weights = torch.tensor([decay / 2 for decay in decays if decay])
+    decayed = [(block, decay) for block, decay in zip(blocks, decays, strict=True) if decay]
 
     def add_penalty(*_: Any) -> None:
-        both = [kernel for block in decayed for kernel in kernels(block)]
-        trained = [kernel for kernel in both if kernel.requires_grad and kernel.grad is not None]
-        scale = getattr(optimizer, "grad_scale", None)  # by torch.amp.GradScaler, of gradients not unscaled yet
-        if trained:
-            _add_gradients_(trained, decayed, weights if scale is None else weights.to(scale.device) * scale)
+        scale = getattr(optimizer, "grad_scale", None)  # set by torch.amp.GradScaler for gradients not unscaled yet
+        for decay in sorted({decay for _, decay in decayed}):
+            _add_gradients_([block for block, own in decayed if own == decay], decay, scale)
 
     optimizer.register_step_pre_hook(add_penalty)
 
@@ -61,7 +65,7 @@ def _spare_(block: Conv_C3, optimizer: Optimizer, groups: dict[int, Group]) -> f
 
 
 def _without_decay(group: Group, of_norm: Group | None, optimizer: Optimizer) -> Group:
-    """The group to spare a kernel of `group` in: that of its batch norm where it is alike, else one of its own kind.
+    """Return the group that a kernel of `group` moves to: that of its batch norm if the two are alike, else a new one.
 
     A host's schedules and logs count its groups, so that a new one is the last resort, and the last in the list.
     """
@@ -76,19 +80,28 @@ def _options(group: Mapping[str, Any]) -> Group:
     return {key: value for key, value in group.items() if key not in OWN}
 
 
-def _add_gradients_(trained: list[nn.Parameter], blocks: list[Conv_C3], weights: Tensor) -> None:
-    """Add to the gradients of `trained` those of the penalties of `blocks`, weighted by `weights`, (blocks,)."""
-    with torch.enable_grad():
-        each = penalties(blocks, _agreed(branch_scales(blocks)))
-        gradients = torch.autograd.grad(each @ weights.to(each), trained)
-    for kernel, gradient in zip(trained, gradients, strict=True):
-        kernel.grad.add_(gradient)  # type: ignore[union-attr]
+@torch.no_grad()
+def _add_gradients_(blocks: list[Conv_C3], decay: float, scale: Tensor | None) -> None:
+    """Add to the gradients of the blocks' kernels the gradient of decay / 2 * penalty, times `scale` if there is one.
 
-
-def _agreed(scales: Tensor) -> Tensor:
-    """The mean of what the processes of a distributed training have."""
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        scales = scales.clone()
-        dist.all_reduce(scales)
-        scales /= dist.get_world_size()
-    return scales
+    With t = a c + b k (see `centre_shares`) the gradient is decay * kxk off the centre, decay * a t at the centre, and
+    decay * b t for the 1x1 kernel. A frozen kernel, or one without a gradient, has no step and is left alone.
+    """
+    whole: list[tuple[Tensor, Tensor]] = []  # (gradient, kernel)
+    for block, (a, b) in zip(blocks, centre_shares(blocks), strict=True):
+        dense, small = kernels(block)
+        middle = centre(dense)
+        together = torch.addcmul(a * middle, b, small)
+        together = together * decay if scale is None else together * (scale * decay)
+        if dense.requires_grad and dense.grad is not None:
+            whole.append((dense.grad, dense))
+            centre(dense.grad).addcmul_(a, together)
+        if small.requires_grad and small.grad is not None:
+            small.grad.addcmul_(b, together)
+    if not whole:
+        return
+    gradients, values = map(list, zip(*whole, strict=True))
+    decayed = torch._foreach_mul(values, decay if scale is None else scale * decay)
+    for value in decayed:
+        centre(value).zero_()
+    torch._foreach_add_(gradients, decayed)
