@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,8 +13,9 @@ from torch.nn import functional as F
 
 from tests.helpers import assert_same
 from yolorep import FoldError
-from yolorep.algebra import Kernel, add, has_values, regroup
+from yolorep.algebra import Kernel, add, regroup
 from yolorep.composition import compose
+from yolorep.precision import has_values
 
 SIZES = [(9, 11), (12, 8)]  # odd and even images
 
@@ -302,3 +304,14 @@ def test_has_values_tells_shapes_from_numbers() -> None:
         assert not has_values(torch.zeros(1))
     assert not has_values(torch.zeros(1, device="meta"))
     assert has_values(torch.zeros(1))
+
+
+def test_added_kernels_are_left_as_they_were_unless_they_may_be_overwritten() -> None:
+    dense = Kernel(torch.randn(4, 4, 3, 3, dtype=torch.float64), torch.zeros(4, dtype=torch.float64), padding=(1, 1))
+    small = Kernel(torch.randn(4, 4, 1, 1, dtype=torch.float64), torch.zeros(4, dtype=torch.float64))
+    for owned in (False, True):
+        kernel = replace(dense, weight=dense.weight.clone(), owned=owned)
+        expected = add([kernel, small]).weight
+        assert torch.equal(kernel.weight, dense.weight)
+        assert torch.equal(add([kernel, small], overwrite=True).weight, expected)
+        assert torch.equal(kernel.weight, dense.weight) is not owned, "only a kernel of its own is written to"

@@ -1,4 +1,4 @@
-"""`calibrated`: a convolution without bias and a batch norm that compute what a folded kernel does."""
+"""`stock_pair`: a convolution without bias and a batch norm that compute what a folded kernel does."""
 
 from __future__ import annotations
 
@@ -8,17 +8,15 @@ from torch import nn
 
 from tests.helpers import assert_same, randomize_
 from yolorep import Conv_C3
-from yolorep.folding import to_conv
-from yolorep.stock_norm import calibrated
+from yolorep.stock_norm import stock_pair
 
 
 @pytest.mark.parametrize("inference", [False, True])
-def test_calibrated_computes_the_same_and_can_be_trained(inference: bool) -> None:
+def test_stock_pair_computes_the_same_and_can_be_trained(inference: bool) -> None:
     block = randomize_(Conv_C3(6, 8, act=False)).eval()
     with torch.inference_mode(inference):
-        kernel, norm = calibrated(block.linear_kernel(), block.bn)
-        layer = nn.Sequential(to_conv(kernel, like=block.conv.weight), norm)
-    layer[0].bias = None
+        layer = nn.Sequential(*stock_pair(block.linear_kernel(), block.conv.weight, block.bn))
+    assert layer[0].bias is None
     assert not any(t.is_inference() for t in (*layer.parameters(), *layer.buffers()))
     x = torch.randn(2, 6, 9, 7)
     assert_same(block(x), layer(x))
@@ -34,9 +32,7 @@ def test_a_variance_that_overflowed_silences_its_channel_alone(block: str, norm:
     overflowed = [m for name, m in made.named_modules() if name.endswith(norm)] or [made.bn]
     for layer in overflowed:
         layer.running_var[2] = float("inf")
-    kernel, neutral = calibrated(made.linear_kernel(), made.bn)
-    layer = nn.Sequential(to_conv(kernel, like=made.conv.weight), neutral)
-    layer[0].bias = None
+    layer = nn.Sequential(*stock_pair(made.linear_kernel(), made.conv.weight, made.bn))
     x = torch.randn(2, 6, 9, 7)
     assert bool(torch.isfinite(made(x)).all())
     assert_same(made(x), layer(x))

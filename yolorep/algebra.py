@@ -19,9 +19,9 @@ from math import gcd
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
 from yolorep.errors import FoldError
+from yolorep.precision import exact
 
 Pair = tuple[int, int]
 AXES = ("height", "width")
@@ -40,6 +40,8 @@ class Kernel:
     """A convolution as a value.
 
     weight: (out, in // groups, kh, kw). bias: (out,).
+    The weight may be in a dtype narrower than float64 as long as it is a layer's own; operations compute in float64.
+    owned: whether `weight` is this kernel's alone, so that `add` may write its result there.
     With `groups == 0` the kernel is *channel-free*: weight (1, 1, kh, kw), bias (1,), one filter applied to each of any
     number of channels (an identity, an average pooling); `over` makes it an ordinary kernel.
     """
@@ -52,6 +54,7 @@ class Kernel:
     groups: int = 1
     padding_mode: str = "zeros"
     moments: Moments | None = None
+    owned: bool = False
 
     @property
     def size(self) -> Pair:
@@ -80,8 +83,10 @@ class Kernel:
         )
 
 
-def add(kernels: list[Kernel]) -> Kernel:
-    """The kernel of ``sum(k(x) for k in kernels)``.
+def add(kernels: list[Kernel], *, overwrite: bool = False) -> Kernel:
+    """Return the kernel of ``sum(k(x) for k in kernels)``.
+
+    overwrite: `kernels` are not used again, so that the result may take the place of one whose weight is `owned`.
 
     Raises:
         FoldError: the kernels differ in channels, stride or output size, or pad the same border differently.
@@ -100,36 +105,50 @@ def add(kernels: list[Kernel]) -> Kernel:
     groups = gcd(*(k.groups for k in kernels)) if sized is not None else 0
     grid = [_union_axis(kernels, axis) for axis in (0, 1)]
     padding, dilation = pair(lambda a: grid[a][1]), pair(lambda a: grid[a][2])
-    weights = [regroup(k, groups) for k in kernels]
     size = (grid[0][0], grid[1][0])
-    whole = [weight for weight in weights if weight.shape[2:] == size]
-    empty = weights[0].new_zeros(*weights[0].shape[:2], *size)
-    weight = reduce(torch.add, whole, empty)
-    for kernel, part in zip(kernels, weights, strict=True):
-        if part.shape[2:] != size:
-            rows, cols = (_taps(kernel, axis, grid[axis]) for axis in (0, 1))
-            weight[..., rows, cols] += part
+    weight, rest = _canvas(kernels, groups, size, overwrite)
+    for (rows, cols), kernels_there in _by_taps(rest, grid).items():
+        weight[..., slice(*rows), slice(*cols)] += reduce(torch.add, (regroup(k, groups) for k in kernels_there))
     bias = torch.stack([k.bias for k in kernels]).sum(0)
     mode = modes.pop() if modes else "zeros"
-    return Kernel(weight, bias, kernels[0].stride, padding, dilation, groups, mode, _added_moments(kernels))
+    stride, moments = kernels[0].stride, _added_moments(kernels)
+    return Kernel(weight, bias, stride, padding, dilation, groups, mode, moments, owned=True)
+
+
+def _canvas(kernels: list[Kernel], groups: int, size: Pair, overwrite: bool) -> tuple[Tensor, list[Kernel]]:
+    """Return the sum of the kernels that have every tap of the result, as a new tensor, and the others."""
+    whole = [k for k in kernels if k.size == size]
+    rest = [k for k in kernels if k.size != size]
+    if not whole:
+        like = regroup(kernels[0], groups)
+        return like.new_zeros(*like.shape[:2], *size), rest
+    weights = [regroup(k, groups) for k in whole]
+    if len(weights) > 1:
+        return reduce(torch.add, weights), rest
+    writable = whole[0].groups != groups or (overwrite and whole[0].owned)
+    return weights[0] if writable else weights[0].clone(), rest
+
+
+def _by_taps(kernels: list[Kernel], grid: list[tuple[int, int, int]]) -> dict[tuple, list[Kernel]]:
+    """Return the kernels by the rows and columns of a grid that their taps lie on, (start, stop, step) each."""
+    result: dict[tuple, list[Kernel]] = {}
+    for kernel in kernels:
+        taps = (_taps(kernel, axis, grid[axis]) for axis in (0, 1))
+        result.setdefault(tuple((s.start, s.stop, s.step) for s in taps), []).append(kernel)
+    return result
 
 
 def regroup(kernel: Kernel, groups: int) -> Tensor:
     """The kernel's weight written with fewer groups: (out, in // groups, kh, kw), zero between the old groups."""
     if groups == kernel.groups:
-        return kernel.weight
+        return exact(kernel.weight)
     inside = kernel.groups // groups  # old groups within each new one
     out, per_group = kernel.out_channels // kernel.groups, kernel.weight.shape[1]
-    blocks = kernel.weight.reshape(groups, inside, out, per_group, *kernel.size)
+    blocks = exact(kernel.weight).reshape(groups, inside, out, per_group, *kernel.size)
     weight = blocks.new_zeros(groups, inside, out, inside, per_group, *kernel.size)
     diagonal = torch.arange(inside, device=weight.device)
     weight[:, diagonal, :, diagonal] = blocks.transpose(0, 1)
     return weight.reshape(kernel.out_channels, inside * per_group, *kernel.size)
-
-
-def has_values(tensor: Tensor) -> bool:
-    """False for meta and fake tensors, whose shapes and devices can be followed but whose values cannot be read."""
-    return not tensor.is_meta and not isinstance(tensor, FakeTensor)
 
 
 def pair(value: Callable[[int], int]) -> Pair:

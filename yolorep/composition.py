@@ -6,7 +6,7 @@ the second.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from math import gcd
 from typing import NamedTuple
@@ -14,8 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from yolorep.algebra import AXES, Kernel, has_values, pair, regroup
+from yolorep.algebra import AXES, Kernel, pair, regroup
 from yolorep.errors import FoldError
+from yolorep.precision import exact, has_values
 
 
 def compose(first: Kernel, second: Kernel) -> Kernel:
@@ -32,6 +33,8 @@ def compose(first: Kernel, second: Kernel) -> Kernel:
         second = second.over(first.out_channels)
     if first.out_channels != second.in_channels:
         raise FoldError(f"a map to {first.out_channels} channels is followed by one from {second.in_channels}")
+    if second.is_gain and first.groups:
+        return _with_gain(first, second)
     mode = _composed_padding_mode(first, second)
     rows, cols = (_composed_axis(first, second, axis) for axis in (0, 1))
     w1, w2, merged = _aligned(first, second)
@@ -48,6 +51,16 @@ def compose(first: Kernel, second: Kernel) -> Kernel:
         padding_mode=mode,
         moments=second.moments,
     )
+
+
+def _with_gain(first: Kernel, gain: Kernel) -> Kernel:
+    """`compose` for a second map that only scales and shifts each channel."""
+    weight = exact(first.weight)
+    copied = weight.dtype != first.weight.dtype and not weight.requires_grad
+    # In place where it can be: a new tensor of this size costs more than the arithmetic.
+    weight = weight.mul_(gain.weight) if copied else weight * gain.weight
+    bias = first.bias * gain.weight.flatten() + gain.bias
+    return replace(first, weight=weight, bias=bias, moments=gain.moments, owned=True)
 
 
 class _ComposedAxis(NamedTuple):
@@ -85,10 +98,10 @@ def _aligned(first: Kernel, second: Kernel) -> tuple[Tensor, Tensor, _Merged]:
     A depthwise kernel before or after a dense one is thus composed channel by channel, without the zeros between.
     """
     if not first.groups:
-        return first.weight[None, None], second.weight[None, None], _Merged(False)
+        return exact(first.weight)[None, None], exact(second.weight)[None, None], _Merged(False)
     groups = gcd(first.groups, second.groups)
     parts1, parts2 = first.groups // groups, second.groups // groups
-    w1, w2 = first.weight, second.weight
+    w1, w2 = exact(first.weight), exact(second.weight)
     if parts1 > 1 and parts2 > 1:  # neither's groups are whole groups of the other
         w1, parts1 = regroup(first, groups), 1
     w1 = w1.reshape(groups, parts1 * parts2, -1, *w1.shape[1:])

@@ -19,7 +19,7 @@ from yolorep.blocks.conv_c3 import Conv_C3, converted
 from yolorep.folding import to_conv
 from yolorep.foreign import folded
 from yolorep.host import dialect_of, own_blocks, unwrapped
-from yolorep.stock_norm import calibrated
+from yolorep.stock_norm import stock_pair
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -67,10 +67,7 @@ def _stock_layers(block: Conv_C3) -> tuple[nn.Conv2d, _BatchNorm | None]:
     kernel = block.linear_kernel()
     if not hasattr(block, "stock_class"):
         return to_conv(kernel, like=block.conv.weight), None
-    kernel, norm = calibrated(kernel, block.bn)
-    conv = to_conv(kernel, like=block.conv.weight)
-    conv.bias = None
-    return conv, norm
+    return stock_pair(kernel, block.conv.weight, block.bn, overwrite=True)
 
 
 def _restore_stock_(block: Conv_C3, conv: nn.Conv2d, norm: _BatchNorm | None) -> None:

@@ -38,7 +38,7 @@ def fold(module: nn.Module) -> nn.Conv2d:
 
 @torch.inference_mode(False)  # so that what is folded under inference mode can still be trained
 def to_conv(kernel: Kernel, like: Tensor | None = None) -> nn.Conv2d:
-    """`kernel` as an `nn.Conv2d` with the dtype, device, memory format and `requires_grad` of the weight `like`.
+    """Return `kernel` as an `nn.Conv2d` with the dtype, device, memory format and `requires_grad` of the weight `like`.
 
     Raises:
         FoldError: the kernel is defined for any number of channels, or overflows the dtype.
@@ -71,8 +71,8 @@ def kernel_of(module: nn.Module) -> Kernel:
 
 @kernel_of.register
 def _(module: nn.Conv2d) -> Kernel:
-    weight = exact(module.weight)
-    bias = weight.new_zeros(module.out_channels) if module.bias is None else exact(module.bias)
+    weight = module.weight if module.weight.device.type != "mps" else exact(module.weight)
+    bias = exact(weight.new_zeros(module.out_channels) if module.bias is None else module.bias)
     return Kernel(
         weight,
         bias,
@@ -171,11 +171,11 @@ def sum_of(branches: Iterable[tuple[str, nn.Module]]) -> Kernel:
 
 
 def summed(kernels: list[Kernel]) -> Kernel:
-    """`add` for kernels of which some, without tensors of their own, may be on another device."""
+    """Return the sum of `kernels`, which are not used again; layers without tensors may be on another device."""
     if not kernels:
         raise FoldError("a sum with no branch has no output")
     first = next((k for k in kernels if k.groups), kernels[0])
-    return add([_together(first, kernel)[1] for kernel in kernels])
+    return add([_together(first, kernel)[1] for kernel in kernels], overwrite=True)
 
 
 def children_kernels(children: Iterable[tuple[str, nn.Module]]) -> list[tuple[str, Kernel]]:

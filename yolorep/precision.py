@@ -1,4 +1,4 @@
-"""The precision in which kernels are computed: float64, cast once at the end, or as it is where gradients must pass."""
+"""The precision of folding: float64, cast once at the end, or the parameters' own dtype where gradients must pass."""
 
 from __future__ import annotations
 
@@ -8,17 +8,22 @@ from contextvars import ContextVar
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
-from yolorep.algebra import has_values
 from yolorep.errors import FoldError
 
 _DIFFERENTIABLE = ContextVar("differentiable", default=False)
 
 
-def exact(tensor: Tensor) -> Tensor:
-    """`tensor` in float64, on its own device (on the CPU where the device has no float64).
+def has_values(tensor: Tensor) -> bool:
+    """Return False for meta and fake tensors, which have shapes and devices but no values."""
+    return not tensor.is_meta and not isinstance(tensor, FakeTensor)
 
-    Under `differentiable()`: as it is, or in float32 if it is narrower, for gradients to pass through.
+
+def exact(tensor: Tensor) -> Tensor:
+    """Return `tensor` in float64 on its device (on the CPU where the device has no float64), detached.
+
+    Under `differentiable()`: `tensor` itself, or in float32 if it is narrower, attached to the graph.
     """
     if _DIFFERENTIABLE.get():
         return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
@@ -28,7 +33,7 @@ def exact(tensor: Tensor) -> Tensor:
 
 @contextmanager
 def differentiable() -> Iterator[None]:
-    """Within it `kernel_of` and what builds on it compute in the parameters' own dtype, and can be trained through."""
+    """Have `kernel_of` compute in the dtype of the parameters, attached to the graph, for the duration of the block."""
     token = _DIFFERENTIABLE.set(True)
     try:
         yield
@@ -37,19 +42,25 @@ def differentiable() -> Iterator[None]:
 
 
 def is_channels_last(weight: Tensor) -> bool:
-    """Whether a 4-d weight is stored channels_last and not, at the same time, in the default order."""
+    """Return whether a 4-d weight is stored channels_last and not, at the same time, in the default order."""
     return weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
 
 
 def cast(exact: Tensor, like: Tensor) -> Tensor:
-    """`exact` in the dtype, on the device and in the memory format of `like`; refuses values the dtype cannot hold.
+    """Return `exact` in the dtype, on the device and in the memory format of `like`, as a new tensor.
 
     Raises:
         FoldError: a value is not finite, before the cast or after it.
     """
-    value = exact.detach().to(device=like.device, dtype=like.dtype)
-    if has_values(value) and not bool(torch.isfinite(value).all()):
+    last = exact.dim() == 4 and like.dim() == 4 and is_channels_last(like)
+    layout = torch.channels_last if last else torch.contiguous_format
+    value = torch.empty(exact.shape, dtype=like.dtype, device=like.device, memory_format=layout)
+    value.copy_(exact.detach())
+    if has_values(value) and not _finite(value):
         raise FoldError(f"the folded values are not finite in {like.dtype}; fold in a wider type")
-    if value.dim() == 4 and like.dim() == 4 and is_channels_last(like):
-        return value.clone(memory_format=torch.channels_last)
-    return value.clone(memory_format=torch.contiguous_format)
+    return value
+
+
+def _finite(value: Tensor) -> bool:
+    """Return whether all values are finite. Their sum tells in one pass, unless it overflows itself."""
+    return bool(torch.isfinite(value.sum())) or bool(torch.isfinite(value).all())

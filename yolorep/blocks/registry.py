@@ -71,7 +71,6 @@ def register_block(
         []
         >>> _ = BLOCKS.pop("twice")
     """
-
     known = law_of(law)
 
     def register(declaration: Declaration) -> Declaration:

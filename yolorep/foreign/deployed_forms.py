@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from yolorep.algebra import Kernel
 from yolorep.errors import FoldError
 from yolorep.folding import to_conv
-from yolorep.stock_norm import calibrated
+from yolorep.stock_norm import stock_pair
 
 
 class Form(Protocol):
@@ -81,10 +81,12 @@ class Stock:
         like: Any = getattr(block, self.like)
         if not isinstance(getattr(like, "bn", None), _BatchNorm):
             raise FoldError("it is fused: it has no batch norm to carry the bias", self.like)
-        kernel, norm = calibrated(kernel, like.bn)
-        conv = to_conv(kernel, like=like.conv.weight).train(block.training)
-        conv.bias = None
-        return conv, norm, getattr(like, "stock_class", type(like))  # of a branch that has been expanded, what it was
+        conv, norm = stock_pair(kernel, like.conv.weight, like.bn)
+        return (
+            conv.train(block.training),
+            norm,
+            getattr(like, "stock_class", type(like)),
+        )  # of a branch that has been expanded, what it was
 
     def commit_(self, block: nn.Module, prepared: tuple[nn.Conv2d, _BatchNorm, type]) -> None:
         act: Any = block.act

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from yolorep.algebra import Kernel, has_values
+from yolorep.algebra import Kernel
 from yolorep.errors import FoldError
 from yolorep.folding import kernel_of, to_conv
 from yolorep.foreign.layers import sequence
+from yolorep.precision import has_values
 
 SIDE = 4
 

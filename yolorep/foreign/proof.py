@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from yolorep.algebra import has_values
 from yolorep.errors import FoldError, first_line
 from yolorep.foreign.declared_blocks import ForeignBlock
 from yolorep.foreign.implicit_head import ImplicitHead
+from yolorep.precision import has_values
 
 Kind = ForeignBlock | ImplicitHead
 TOLERANCE = 1e-9  # in float64, relative to the block's largest output
