@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from yolorep import BlockError
-from yolorep.model_yaml import ULTRALYTICS, YOLOV5, Dialect, Options, deployed, plan, stock_name
+from yolorep.host import ULTRALYTICS, YOLOV5, Host
+from yolorep.model_yaml import deployed, plan, stock_name
+from yolorep.policy import Policy
 
 DIALECTS = {"ultralytics": ULTRALYTICS, "yolov5": YOLOV5}
 DETECT = [[-1], 1, "Detect", ["nc", "anchors"]]
@@ -46,9 +48,9 @@ def test_plan_stands_stock_rows_in(case: str, host: str) -> None:
     assert plan(model(row), DIALECTS[host]).stock["backbone"][0][2:] == expected
 
 
-@pytest.mark.parametrize(("dialect", "expected"), [(ULTRALYTICS, ["nc"]), (YOLOV5, ["nc", "anchors"])])
-def test_plan_writes_the_head_as_the_host_does(dialect: Dialect, expected: list[str]) -> None:
-    assert plan(model(["C3Rep", [64]]), dialect).stock["head"][0][3] == expected
+@pytest.mark.parametrize(("host", "expected"), [(ULTRALYTICS, ["nc"]), (YOLOV5, ["nc", "anchors"])])
+def test_plan_writes_the_head_as_the_host_does(host: Host, expected: list[str]) -> None:
+    assert plan(model(["C3Rep", [64]]), host).stock["head"][0][3] == expected
 
 
 def test_plan_leaves_what_it_is_given() -> None:
@@ -69,8 +71,8 @@ def test_plan_of_a_stock_model_asks_for_nothing() -> None:
 def test_plan_says_what_to_grow_where() -> None:
     rows = (["Conv", [8]], ["Conv_C3", [8, {"block": "plain"}]], ["C3Rep", [8, {"k": [3, 3], "se": True}]])
     split = plan(model(*rows, rep={"identity": "conv", "select": "model.0"}), ULTRALYTICS)
-    assert split.rows == {1: ("Conv_C3", Options(block="plain")), 2: ("C3Rep", Options(k=(3, 3), se=True))}
-    assert split.policy == Options(identity="conv", select=("model.0",))
+    assert split.rows == {1: ("Conv_C3", Policy(block="plain")), 2: ("C3Rep", Policy(k=(3, 3), se=True))}
+    assert split.policy == Policy(identity="conv", select=("model.0",))
     assert "rep" not in split.stock
 
 
@@ -172,7 +174,7 @@ def classifier(head: list[Any]) -> dict[str, Any]:
 def test_a_classifiers_head_stands_for_classify_and_stays_when_deployed() -> None:
     split = plan(classifier(["nc"]), ULTRALYTICS)
     assert split.stock["head"] == [[-1, 1, "Classify", ["nc"]]]
-    assert split.rows[1] == ("FC", Options())
+    assert split.rows[1] == ("FC", Policy())
     result = deployed(classifier(["nc"]), ULTRALYTICS)
     assert result == {"nc": 2, "backbone": [[-1, 1, "Conv", [64, 3, 2]]], "head": [[-1, 1, "FC", ["nc"]]]}
     assert deployed(result, ULTRALYTICS) == result

@@ -18,7 +18,7 @@ from yolorep import model_yaml
 from yolorep.blocks.conv_c3 import Conv_C3, converted
 from yolorep.folding import to_conv
 from yolorep.foreign import folded
-from yolorep.host import dialect_of, own_blocks, unwrapped
+from yolorep.host import host_of, own_blocks, unwrapped
 from yolorep.stock_norm import stock_pair
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -88,9 +88,9 @@ def _deployed_yaml(model: nn.Module) -> dict[str, Any]:
     result: dict[str, Any] = {}
     yaml, file = getattr(model, "yaml", None), getattr(model, "yaml_file", None)
     if isinstance(yaml, dict):
-        plan = model_yaml.plan(yaml, dialect_of(model), checked=False)  # folding asks nothing of the registry
+        plan = model_yaml.plan(yaml, host_of(model), checked=False)  # folding asks nothing of the registry
         if plan.is_rep:
-            result["yaml"] = model_yaml.deployed(yaml, dialect_of(model))
+            result["yaml"] = model_yaml.deployed(yaml, host_of(model))
     if isinstance(file, str):
         result["yaml_file"] = model_yaml.stock_name(file)
     return result

@@ -8,38 +8,48 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from copy import deepcopy
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from yolorep import model_yaml
 from yolorep.blocks.conv_c3 import Conv_C3, excited
 from yolorep.blocks.registry import block_of, check_options
 from yolorep.blocks.site import Site
-from yolorep.blocks.zero_start import silence_
+from yolorep.blocks.starts import start_
 from yolorep.classifier_head import pool_and_classify_
 from yolorep.errors import BlockError, HostError
 from yolorep.host import unwrapped
-from yolorep.stock_layers import Select, chosen, is_stock_conv, listed, nothing_to_expand, stock_convs
+from yolorep.model_yaml import FC, ROW_KINDS, Plan
+from yolorep.policy import Policy, entries
+from yolorep.stock_layers import Select, StockConv, chosen, is_stock_conv, nothing_to_expand, stock_convs
 
 Model = TypeVar("Model", bound=nn.Module)
 PLAIN = "plain"
 
 
-@torch.inference_mode(False)  # what is made in that mode could never be trained
+@torch.inference_mode(False)  # tensors made in inference mode could never be trained
 def expand(
-    model: Model, block: str = "repvgg", *, identity: str = "auto", select: Select = None, inplace: bool = False
+    model: Model,
+    block: str = "repvgg",
+    *,
+    identity: str = "auto",
+    select: Select = None,
+    start: str | None = None,
+    inplace: bool = False,
 ) -> Model:
     """Give the stock convolutions of a host's model extra branches; the model computes what it did before.
 
     model: a model of ultralytics or YOLOv5, not fused. block, identity: as for `Conv_C3`.
     select: which convolutions: name patterns (`"model.4.*"`), layer indices, or a function of (name, module). By
-        default every one that gains from it: odd kernels above 1x1, and 1x1 whose input can be added to the output.
+        default all that gain from the block: odd kernels above 1x1, and 1x1 whose input can be added to the output.
+    start: values of the branches before training: None or "silent" for branches that add nothing. "even" and "paper"
+        (`yolorep.blocks.starts`) change what the model computes, and are meant for training from scratch.
     inplace: change `model` itself. By default a copy is changed, and `model` stays as it is.
 
-    The request is written to `model.yaml`, if there is one, so that a host that rebuilds the model gets it again.
+    The request is written to `model.yaml`, if there is one, so that a host that rebuilds the model applies it again.
 
     Raises:
         BlockError: unknown block or identity, or a selected layer beside which the branches do not fit.
@@ -51,84 +61,85 @@ def expand(
     named = list(stock_convs(core))
     if not named:
         raise nothing_to_expand(core)
-    if (getattr(core, "yaml", None) or {}).get("rep") is not None:
-        raise HostError(f"{type(core).__name__} is already expanded, by {core.yaml['rep']}; deploy() it first")  # type: ignore
+    yaml: Any = getattr(core, "yaml", None)
+    if isinstance(yaml, dict) and yaml.get("rep") is not None:
+        raise HostError(f"{type(core).__name__} is already expanded, by {yaml['rep']}; deploy() it first")
     layers = chosen(named, select, block, identity)
-    grow_(layers, model_yaml.Options(block, identity), silent=True)
-    _write_policy(core, block, identity, select, [name for name, _ in layers])
+    policy = Policy(block, identity, start=start)
+    grow_(layers, policy, trained=True)
+    if isinstance(yaml, dict):
+        asked = tuple(name for name, _ in layers) if callable(select) else None if select is None else entries(select)
+        core.yaml = {**yaml, "rep": replace(policy, select=asked).to_yaml()}  # type: ignore[assignment]
     return model
 
 
-def grow_(layers: Iterable[tuple[str, nn.Module]], options: model_yaml.Options, *, silent: bool) -> None:
+def grow_(layers: Iterable[tuple[str, StockConv]], policy: Policy, *, trained: bool) -> None:
     """Turn stock layers into `Conv_C3` in place; all of them or, on an error, none.
 
-    silent: start with branches that add nothing (for a trained layer), else as freshly initialized ones.
+    trained: whether the layers are trained, so that by default the branches start silent.
 
     Raises:
         BlockError: the branches do not fit beside a layer; the message begins with its name.
     """
-    block, declared = block_of(options.block), []
+    block, declared = block_of(policy.block), []
+    start = policy.start or ("silent" if trained else "paper")
     for name, layer in layers:
         try:
-            branches = block.branches(Site(layer.conv, layer.bn, options.identity))  # type: ignore[arg-type]
-            if silent:
-                silence_(branches, layer.bn.running_mean, layer.bn.running_var)  # type: ignore[arg-type, union-attr]
+            branches = block.branches(Site(layer.conv, layer.bn, policy.identity))
+            start_(start, branches, layer.bn)
         except BlockError as error:
             raise BlockError(f"{name}: {error}") from None
         declared.append((layer, branches))
     for layer, branches in declared:
-        if options.se:
+        if policy.se:
             _excite_(layer)
-        if options.block == PLAIN:
-            continue
-        layer.stock_class = type(layer)  # type: ignore[assignment]
-        layer.__class__ = Conv_C3
-        layer.attach_(branches, options.block, options.identity, block.law)  # type: ignore[operator]
+        if policy.block != PLAIN:
+            _become_block_(layer, branches, policy, block.law)
 
 
-def _excite_(layer: nn.Module) -> None:
-    weight: Tensor = layer.conv.weight  # type: ignore[assignment, union-attr]
-    squeeze = excited(layer.act, weight.shape[0])  # type: ignore[arg-type]
+def _become_block_(layer: Any, branches: dict[str, nn.Module], policy: Policy, law: str) -> None:
+    layer.stock_class = type(layer)
+    layer.__class__ = Conv_C3
+    layer.attach_(branches, policy.block, policy.identity, law)
+
+
+def _excite_(layer: StockConv) -> None:
+    weight = layer.conv.weight
+    squeeze = excited(layer.act, weight.shape[0])
     layer.act = squeeze.to(device=weight.device, dtype=weight.dtype).train(layer.training)
 
 
-def grow_planned_(layers: nn.Sequential, plan: model_yaml.Plan) -> None:
-    """Grow what a model YAML asks for on the layers that a host built from its stand-in, freshly initialized.
+def grow_planned_(layers: nn.Sequential, plan: Plan) -> None:
+    """Grow the blocks that a model YAML requests on the fresh layers that a host built from its stand-in.
 
     Raises:
-        BlockError: a row or the policy asks for branches that do not fit; the message names the layer.
+        BlockError: a row or the policy requests branches that do not fit; the message names the layer.
     """
-    for index, (name, options) in plan.rows.items():
-        layer = layers[index]
-        if name == model_yaml.FC:
+    for index, (name, policy) in plan.rows.items():
+        layer, kind = layers[index], ROW_KINDS[name]
+        if name == FC:
             pool_and_classify_(layer)
             continue
-        if name != "Conv_C3":
+        if kind.has_bottlenecks:
             for bottleneck in (m for m in layer.modules() if _is_bottleneck(m)):
-                _resize_(bottleneck, options.k)
-        inside = "*m.*" if name == "C3Rep" else "*"
-        asked = [(f"model.{index}.{n}".rstrip("."), m) for n, m in stock_convs(layer) if fnmatchcase(n, inside)]
-        grow_(asked, options, silent=False)
+                _resize_(bottleneck, policy.k)
+        convs = [(f"model.{index}.{n}".rstrip("."), m) for n, m in stock_convs(layer) if fnmatchcase(n, kind.inside)]
+        grow_(convs, policy, trained=False)
     if plan.policy is not None:
-        grow_policy_(layers, plan.policy, silent=False)
+        grow_policy_(layers, plan.policy)
     for layer in layers:
         if hasattr(layer, "np"):
             layer.np = sum(p.numel() for p in layer.parameters())  # type: ignore[assignment]
 
 
-def grow_policy_(layers: nn.Sequential, policy: model_yaml.Options, *, silent: bool) -> None:
-    """Grow what a policy asks for on those of a model's layers that are stock. Raises BlockError as `chosen`."""
+def grow_policy_(layers: nn.Sequential, policy: Policy) -> None:
+    """Grow what a policy requests on those of a model's layers that are stock, freshly initialized.
+
+    Raises:
+        BlockError: as `chosen`.
+    """
     named = [(f"model.{name}", layer) for name, layer in stock_convs(layers)]
-    grow_(chosen(named, policy.select, policy.block, policy.identity), policy, silent=silent)
-
-
-def _write_policy(model: nn.Module, block: str, identity: str, select: Select, names: list[str]) -> None:
-    yaml = getattr(model, "yaml", None)
-    if isinstance(yaml, dict):
-        policy = {"block": block, "identity": identity}
-        if select is not None:
-            policy["select"] = names if callable(select) else listed(select)  # type: ignore[assignment]
-        model.yaml = {**yaml, "rep": policy}  # type: ignore[assignment]
+    grow_(chosen(named, policy.select, policy.block, policy.identity), policy, trained=False)
 
 
 def _is_bottleneck(module: nn.Module) -> bool:

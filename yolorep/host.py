@@ -1,21 +1,93 @@
-"""A host's whole model: what it may be wrapped in, whose it is, and which rep blocks are its own."""
+"""What yolorep has to know of each host, as one record, and how a host's whole model is recognized.
+
+Adding a host takes a record here, with its place in `HOSTS`, and a folder `yolorep/hosts/NAME` with the same file names
+as its neighbours.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 from torch import nn
 
-from yolorep import model_yaml
 from yolorep.errors import HostError
 
-# (module, class) of the rep blocks that ultralytics builds, and whose branches its own `fuse` adds up.
-OWN_BLOCKS = {("ultralytics.nn.modules.conv", "RepConv"), ("ultralytics.nn.modules.block", "RepVGGDW")}
+Class = tuple[str, str]  # module and name; no host is imported to know its classes
+
+
+@dataclass(frozen=True)
+class Host:
+    """A code base whose models yolorep expands, trains and deploys.
+
+    name: its folder in `yolorep.hosts`. supported: versions, as told in messages.
+    stock_convs: its layers of convolution, batch norm and activation.
+    rep_blocks: rep blocks that it builds and fuses itself; in its models they are stock.
+    model_modules: modules that define its model classes.
+    checkpoint_marks: how the class names in its checkpoints begin.
+    hooks: file in its folder that hooks a module, by name of the module.
+    anchors_in_head: whether the head's row in a model YAML names anchors.
+    sized_bottlenecks: whether a Bottleneck row takes kernel sizes.
+    yaml_classifiers: whether it builds classifiers from a YAML.
+    """
+
+    name: str
+    supported: str
+    stock_convs: frozenset[Class]
+    rep_blocks: frozenset[Class]
+    model_modules: frozenset[str]
+    checkpoint_marks: tuple[str, ...]
+    hooks: Mapping[str, str]
+    anchors_in_head: bool
+    sized_bottlenecks: bool
+    yaml_classifiers: bool
+
+
+ULTRALYTICS = Host(
+    name="ultralytics",
+    supported="ultralytics 8.2 to 8.4",
+    stock_convs=frozenset(("ultralytics.nn.modules.conv", name) for name in ("Conv", "DWConv")),
+    rep_blocks=frozenset({("ultralytics.nn.modules.conv", "RepConv"), ("ultralytics.nn.modules.block", "RepVGGDW")}),
+    model_modules=frozenset({"ultralytics.nn.tasks"}),
+    checkpoint_marks=("ultralytics.nn.",),
+    hooks={
+        "ultralytics.nn.tasks": "model_hooks",
+        "ultralytics.engine.model": "training_hooks",
+        "ultralytics.engine.trainer": "training_hooks",
+        "ultralytics.utils.dist": "process_hooks",
+    },
+    anchors_in_head=False,
+    sized_bottlenecks=True,
+    yaml_classifiers=True,
+)
+YOLOV5 = Host(  # a tree, and the published package, whose modules are named `models` as well as `yolov5.models`
+    name="yolov5",
+    supported="YOLOv5 v6.2, v7.0 and master, and the published yolov5 package",
+    stock_convs=frozenset(
+        (module, name) for module in ("models.common", "yolov5.models.common") for name in ("Conv", "DWConv")
+    ),
+    rep_blocks=frozenset(),
+    model_modules=frozenset({"models.yolo", "yolov5.models.yolo"}),
+    checkpoint_marks=("models.", "yolov5."),
+    hooks={"models.yolo": "model_hooks", "yolov5.models.yolo": "model_hooks"},
+    anchors_in_head=True,
+    sized_bottlenecks=False,
+    yaml_classifiers=False,
+)
+HOSTS = (ULTRALYTICS, YOLOV5)
+
+
+def host_of(model: nn.Module) -> Host:
+    """Return the host whose class `model` is; YOLOV5 for other models, whose YAML, if any, is of that dialect."""
+    modules = {kind.__module__ for kind in type(model).__mro__}
+    return next((host for host in HOSTS if modules & host.model_modules), YOLOV5)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The host's model inside `torch.compile`, data parallelism or ultralytics' `YOLO`; else `model` itself.
+    """Return the host's model inside `torch.compile`, data parallelism or ultralytics' `YOLO`; else `model` itself.
 
     Raises:
-        HostError: `YOLO` was given an exported file, which it runs as it is.
+        HostError: `YOLO` holds an exported file, which has no layers.
     """
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         return unwrapped(model.module)
@@ -30,23 +102,21 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model
 
 
-def of_ultralytics(model: nn.Module) -> bool:
-    """Whether this is, by its class, a whole model of ultralytics, not one of its layers."""
-    return any(kind.__module__ == "ultralytics.nn.tasks" for kind in type(model).__mro__)
-
-
-def dialect_of(model: nn.Module) -> model_yaml.Dialect:
-    """How the model's host writes its YAML."""
-    return model_yaml.ULTRALYTICS if of_ultralytics(model) else model_yaml.YOLOV5
-
-
 def own_blocks(model: nn.Module) -> list[nn.Module]:
-    """The rep blocks that are stock, with the branches that they have: ultralytics' own, in a model of its own."""
-    if not of_ultralytics(model):
-        return []
-    return [m for m in model.modules() if is_own_block(m)]
+    """Return the rep blocks in `model` that its host builds and fuses itself."""
+    host = host_of(model)
+    return [module for module in model.modules() if _class(module) in host.rep_blocks]
 
 
 def is_own_block(module: nn.Module) -> bool:
-    """Whether a layer is, by its class, a rep block that ultralytics builds."""
-    return (type(module).__module__, type(module).__name__) in OWN_BLOCKS
+    """Return whether a layer is, by its class, a rep block that a host builds and fuses itself."""
+    return any(_class(module) in host.rep_blocks for host in HOSTS)
+
+
+def has_stock_class(module: nn.Module) -> bool:
+    """Return whether a layer is, by its class, a host's convolution + batch norm + activation, fused or not."""
+    return any(_class(module) in host.stock_convs for host in HOSTS)
+
+
+def _class(module: nn.Module) -> Class:
+    return type(module).__module__, type(module).__name__

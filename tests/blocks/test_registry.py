@@ -9,7 +9,7 @@ from tests.blocks.layers import folds, image
 from tests.helpers import randomize_
 from yolorep import C3, BlockError, Bottleneck, Conv_C3
 from yolorep.blocks import BLOCKS, register_block
-from yolorep.blocks.zero_start import zero_gain_
+from yolorep.blocks.starts import zero_gain_
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from yolorep import BlockError, deploy, expand
 from yolorep.expansion import grow_
 from yolorep.foreign import foreign_blocks
 from yolorep.host import own_blocks
-from yolorep.model_yaml import Options
+from yolorep.policy import Policy
 from yolorep.stock_layers import rep_blocks
 
 FAMILIES = {"repvgg_a0": 22, "mobileone_s0": 43, "fastvit_t8": 20, "repvit_m1": 23}
@@ -70,7 +70,7 @@ def test_blocks_inside_those_of_ultralytics_leave_nothing_behind(detector) -> No
     with pytest.raises(BlockError, match=f"{name}' matches none"):
         expand(model, select=name)
     rep = copy.deepcopy(model)
-    grow_([(name, rep.get_submodule(name))], Options(), silent=True)
+    grow_([(name, rep.get_submodule(name))], Policy(), trained=True)
     randomize_(rep)
     expected, fused = rep(x)[0], copy.deepcopy(rep).fuse(verbose=False)
     assert not any(type(m).__module__.startswith("yolorep") for m in [*fused.modules(), *deploy(rep).modules()])

@@ -14,12 +14,13 @@ from tests.processes import yolorep
 from yolorep import BlockError, YolorepError, expand
 from yolorep.cli import _ultralytics as run_ultralytics
 from yolorep.errors import UsageError
+from yolorep.host import ULTRALYTICS
 from yolorep.hosts.train_options import TrainOptions, from_flags, from_pairs, read
 from yolorep.hosts.yolov5.training_hooks import take_options
-from yolorep.model_yaml import ULTRALYTICS, Options
+from yolorep.policy import Policy
 from yolorep.stock_layers import rep_blocks
 
-POLICY = Options("mobileone(branches=6)", "none", select=("model.4.*", 6))
+POLICY = Policy("mobileone(branches=6)", "none", select=("model.4.*", 6))
 # as in Python, on ultralytics' command line and on a YOLOv5 script's
 SPELLINGS: dict[str, tuple[dict[str, Any], list[str], list[str]]] = {
     "block": ({"rep": "dbb"}, ["rep=dbb"], ["--rep", "dbb"]),

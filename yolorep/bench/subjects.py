@@ -17,7 +17,7 @@ from yolorep import model_yaml
 from yolorep.blocks import BLOCKS, Conv_C3
 from yolorep.deployment import deploy
 from yolorep.errors import UsageError, first_line
-from yolorep.host import dialect_of
+from yolorep.host import host_of
 from yolorep.hosts.predictions import TASKS
 from yolorep.hosts.ultralytics.build import build, quiet
 from yolorep.stock_layers import rep_blocks
@@ -158,7 +158,7 @@ def _stock(model: nn.Module) -> Any:
 
     It gets the folded weights where they fit, so that both meet the same numbers.
     """
-    stock = type(model)(model_yaml.plan(model.yaml, dialect_of(model)).stock).eval()  # type: ignore[arg-type, call-arg]
+    stock = type(model)(model_yaml.plan(model.yaml, host_of(model)).stock).eval()  # type: ignore[arg-type, call-arg]
     folded, own = deploy(model).state_dict(), stock.state_dict()
     own.update({key: value for key, value in folded.items() if key in own and own[key].shape == value.shape})
     stock.load_state_dict(own)

@@ -11,7 +11,7 @@ from yolorep.algebra import Kernel
 from yolorep.blocks.laws import Parts, law_of
 from yolorep.blocks.registry import SQUEEZES, block_of, check_options
 from yolorep.blocks.site import Site
-from yolorep.blocks.zero_start import DENSE, silence_
+from yolorep.blocks.starts import DENSE, silence_
 from yolorep.errors import BlockError, FoldError
 from yolorep.folding import chain_of, children_kernels, kernel_of, to_conv
 

@@ -9,17 +9,12 @@ from types import ModuleType
 
 import wrapt
 
+from yolorep.host import HOSTS
 from yolorep.hosts.hooks import Hooks
 
-ADAPTERS = {
-    "ultralytics.nn.tasks": "yolorep.hosts.ultralytics.model_hooks",
-    "ultralytics.engine.model": "yolorep.hosts.ultralytics.training_hooks",
-    "ultralytics.engine.trainer": "yolorep.hosts.ultralytics.training_hooks",
-    "ultralytics.utils.dist": "yolorep.hosts.ultralytics.process_hooks",
-    "models.yolo": "yolorep.hosts.yolov5.model_hooks",
-    "yolov5.models.yolo": "yolorep.hosts.yolov5.model_hooks",
-    "yolov6.utils.torch_utils": "yolorep.hosts.other_trees",
-}
+# Modules to hook when they are imported, and the module of yolorep that does.
+HOOKS = {module: f"yolorep.hosts.{host.name}.{file}" for host in HOSTS for module, file in host.hooks.items()}
+HOOKS["yolov6.utils.torch_utils"] = "yolorep.hosts.other_trees"
 _attached: dict[str, tuple[ModuleType, Hooks]] = {}
 _registered = False  # wrapt has been told, which it cannot forget
 _active = False
@@ -31,9 +26,9 @@ def install() -> None:
     _active = True
     if not _registered:
         _registered = True
-        for name in ADAPTERS:
+        for name in HOOKS:
             wrapt.register_post_import_hook(_attach, name)
-    for name in ADAPTERS:
+    for name in HOOKS:
         if name in sys.modules:
             _attach(sys.modules[name])
 
@@ -58,7 +53,7 @@ def _attach(module: ModuleType) -> None:
     if getattr(module.__spec__, "_initializing", False):
         _defer(module)
         return
-    hooks = importlib.import_module(ADAPTERS[module.__name__]).attach(module)
+    hooks = importlib.import_module(HOOKS[module.__name__]).attach(module)
     if hooks:
         _attached[module.__name__] = (module, hooks)
 

@@ -15,6 +15,7 @@ from yolorep import model_yaml
 from yolorep.deployment import fold_blocks_
 from yolorep.errors import HostError
 from yolorep.expansion import grow_planned_
+from yolorep.host import Host
 from yolorep.modes import evaluating
 from yolorep.training.decay import decay_equivalent_kernels_
 
@@ -29,9 +30,9 @@ def fuse_after_deploy(original: Any, model: nn.Module, *args: Any, **kwargs: Any
     return original(model, *args, **kwargs)
 
 
-def parse_planned(original: Any, dialect: model_yaml.Dialect, d: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+def parse_planned(original: Any, host: Host, d: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
     """A host's `parse_model`: it builds the stock model that stands in for `d`, on which the blocks are then grown."""
-    plan = model_yaml.plan(d, dialect)
+    plan = model_yaml.plan(d, host)
     if not plan.is_rep:
         return original(d, *args, **kwargs)
     layers, save = original(plan.stock, *args, **kwargs)

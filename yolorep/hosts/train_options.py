@@ -1,8 +1,8 @@
-"""What training takes beside a host's own options, in Python and on both command lines.
+"""Options that yolorep adds to training, in Python and on both hosts' command lines.
 
-rep: what to expand the model with before it is trained, as under the `rep:` key of a model YAML: a block, or a mapping
-of `block`, `identity` and `select`, of which the latter two may also stand on their own. equivalent_l2: whether the
-equivalent kernels of RepVGG blocks decay instead of each branch's.
+rep: the blocks to expand the model with before training, as under the `rep:` key of a model YAML: the name of a block,
+or a mapping. Its other keys (`identity`, `select`, `start`) are options of training too.
+equivalent_l2: decay the equivalent kernels of RepVGG blocks instead of the kernel of each branch.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ import yaml
 
 from yolorep import model_yaml
 from yolorep.errors import UsageError
+from yolorep.host import Host
+from yolorep.policy import OF_MODEL, Policy
 
-OF_REP = tuple(name for name in model_yaml.POLICY if name != "block")
+OF_REP = tuple(name for name in OF_MODEL if name != "block")
 NAMES = ("rep", *OF_REP, model_yaml.EQUIVALENT_L2)
 
 
@@ -25,33 +27,33 @@ NAMES = ("rep", *OF_REP, model_yaml.EQUIVALENT_L2)
 class TrainOptions:
     """policy: None leaves the model's blocks as they are. equivalent_l2: None leaves it as the model has it."""
 
-    policy: model_yaml.Options | None = None
+    policy: Policy | None = None
     equivalent_l2: bool | None = None
 
     def __bool__(self) -> bool:
         """Whether anything is asked for."""
         return self.policy is not None or self.equivalent_l2 is not None
 
-    def written(self, d: Mapping[str, Any], dialect: model_yaml.Dialect) -> dict[str, Any]:
+    def written(self, d: Mapping[str, Any], host: Host) -> dict[str, Any]:
         """The model dictionary with what is asked for written in.
 
         Raises:
             UsageError: it has other rep blocks already.
         """
         result = dict(d)
-        if self.expands(result, dialect):
-            result["rep"] = {name: value for name, value in self._policy().items() if value is not None}
+        if self.policy is not None and self.expands(result, host):
+            result["rep"] = self.policy.to_yaml()
         if self.equivalent_l2 is not None:
             result[model_yaml.EQUIVALENT_L2] = self.equivalent_l2
         return result
 
-    def expands(self, d: dict[str, Any], dialect: model_yaml.Dialect) -> bool:
+    def expands(self, d: dict[str, Any], host: Host) -> bool:
         """Whether a model of this dictionary is to be expanded: not if it has just these blocks already.
 
         Raises:
             UsageError: it has others.
         """
-        known = model_yaml.plan(d, dialect, checked=False)
+        known = model_yaml.plan(d, host, checked=False)
         if self.policy is None or known.policy == self.policy:
             return False
         named = sorted(
@@ -64,11 +66,6 @@ class TrainOptions:
             f"the model has rep blocks already ({has}), so rep={self.policy.block} cannot be added; "
             "leave rep out to train it as it is, or start from the stock model (yolorep deploy IN OUT)"
         )
-
-    def _policy(self) -> dict[str, Any]:
-        policy: Any = self.policy
-        select = None if policy.select is None else list(policy.select)
-        return {"block": policy.block, "identity": policy.identity, "select": select}
 
 
 def read(given: Mapping[str, Any]) -> TrainOptions:
@@ -88,7 +85,7 @@ def read(given: Mapping[str, Any]) -> TrainOptions:
         if twice:
             raise UsageError(f"{twice[0]} is given twice, in rep and beside it; leave one of them out")
         mapping = {**mapping, **extra}
-    policy = None if mapping is None else model_yaml.policy(mapping)
+    policy = None if mapping is None else Policy.from_yaml(mapping)
     return TrainOptions(
         policy, model_yaml.flag(asked[model_yaml.EQUIVALENT_L2]) if model_yaml.EQUIVALENT_L2 in asked else None
     )

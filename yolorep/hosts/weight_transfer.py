@@ -8,14 +8,14 @@ from typing import Any
 
 from torch import nn
 
-from yolorep import model_yaml
 from yolorep.blocks.conv_c3 import BRANCH, Conv_C3
 from yolorep.blocks.linear import ChannelMap
-from yolorep.blocks.zero_start import DENSE
+from yolorep.blocks.starts import DENSE
 from yolorep.deployment import fold_blocks_
 from yolorep.errors import HostError
 from yolorep.expansion import grow_
 from yolorep.modes import evaluating
+from yolorep.policy import Policy
 from yolorep.stock_layers import gains, is_stock_conv, rep_blocks
 
 
@@ -43,9 +43,9 @@ def regrow_(model: nn.Module, blocks: Mapping[str, nn.Module]) -> None:
     named = isinstance(policy, dict) and policy.get("select") is not None
     for name, block in blocks.items():
         layer: Any = _at(model, name)
-        options = model_yaml.Options(block.block, block.identity)  # type: ignore[arg-type]
+        options = Policy(block.block, block.identity)  # type: ignore[arg-type]
         if is_stock_conv(layer) and (named or gains(layer, options.block, options.identity)):
-            grow_([(name, layer)], options, silent=True)
+            grow_([(name, layer)], options, trained=True)
 
 
 def check_room(source: Mapping[str, Any], target: Mapping[str, Any]) -> None:

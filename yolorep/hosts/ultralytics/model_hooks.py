@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from yolorep import model_yaml
+from yolorep.host import ULTRALYTICS
 from yolorep.hosts import weight_transfer
 from yolorep.hosts.hooks import Hooks
 from yolorep.hosts.shared_hooks import fuse_after_deploy, parse_planned, require
@@ -23,7 +23,7 @@ def attach(tasks: ModuleType) -> Hooks:
     Raises:
         HostError: this version has no place for a hook.
     """
-    require(tasks, "parse_model", "check_yaml", "BaseModel.fuse", "BaseModel.load", supported="ultralytics 8.2 to 8.4")
+    require(tasks, "parse_model", "check_yaml", "BaseModel.fuse", "BaseModel.load", supported=ULTRALYTICS.supported)
     hooks = Hooks()
     hooks.wrap(tasks, "parse_model", _parse_model)
     hooks.wrap(tasks, "check_yaml", _check_yaml)
@@ -33,7 +33,7 @@ def attach(tasks: ModuleType) -> Hooks:
 
 
 def _parse_model(original: Any, *args: Any, **kwargs: Any) -> Any:
-    return parse_planned(original, model_yaml.ULTRALYTICS, *args, **kwargs)
+    return parse_planned(original, ULTRALYTICS, *args, **kwargs)
 
 
 def _load(original: Any, model: nn.Module, weights: Any, *args: Any, **kwargs: Any) -> Any:

@@ -12,12 +12,12 @@ from torch import nn
 
 import yolorep
 from yolorep.errors import HostError
+from yolorep.host import ULTRALYTICS
 from yolorep.hosts.hooks import Hooks
 from yolorep.hosts.offline import is_offline
 from yolorep.hosts.shared_hooks import require
 from yolorep.stock_layers import rep_blocks
 
-SUPPORTED = "ultralytics 8.2 to 8.4"
 TRAIN = "trainer.train()"
 TRAINER = "ultralytics.engine.trainer"  # has a name of its own for the clean-up, if it is imported before yolorep
 
@@ -28,7 +28,7 @@ def attach(dist: ModuleType) -> Hooks:
     Raises:
         HostError: this version has no place for a hook.
     """
-    require(dist, "generate_ddp_file", "ddp_cleanup", supported=SUPPORTED)
+    require(dist, "generate_ddp_file", "ddp_cleanup", supported=ULTRALYTICS.supported)
     hooks = Hooks()
     hooks.wrap(dist, "generate_ddp_file", _generate)
     hooks.wrap_copies(dist, "ddp_cleanup", _clean_up, [sys.modules.get(TRAINER)])
@@ -63,7 +63,7 @@ def _with_model(script: str, model: nn.Module, state: Path) -> str:
     """The script of a host before 8.4, which would build the model from its file again, as it was before `rep=`."""
     before, found, after = script.partition(TRAIN)
     if not found:
-        raise HostError(f"ultralytics' script for several devices has no {TRAIN}; supported: {SUPPORTED}")
+        raise HostError(f"ultralytics' script for several devices has no {TRAIN}; supported: {ULTRALYTICS.supported}")
     torch.save(model, state)
     first, _, assigned = before.rpartition("\n    ")
     load = f"import torch\n    trainer.model = torch.load({str(state)!r}, weights_only=False)"

@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import nn
 
-from yolorep import model_yaml
 from yolorep.errors import UsageError
 from yolorep.expansion import expand
+from yolorep.host import ULTRALYTICS
 from yolorep.hosts import train_options
 from yolorep.hosts.hooks import Hooks
 from yolorep.hosts.shared_hooks import decayed_as_asked, require
@@ -30,11 +30,11 @@ def attach(engine: ModuleType) -> Hooks:
     """
     hooks = Hooks()
     if engine.__name__.endswith(".model"):
-        require(engine, "Model.train", "Model.tune", supported="ultralytics 8.2 to 8.4")
+        require(engine, "Model.train", "Model.tune", supported=ULTRALYTICS.supported)
         hooks.wrap(engine.Model, "train", _train)
         hooks.wrap(engine.Model, "tune", _tune)
     else:
-        require(engine, "BaseTrainer.build_optimizer", supported="ultralytics 8.2 to 8.4")
+        require(engine, "BaseTrainer.build_optimizer", supported=ULTRALYTICS.supported)
         hooks.wrap(engine.BaseTrainer, "build_optimizer", _build_optimizer)
     return hooks
 
@@ -85,10 +85,10 @@ def _as_asked(model: nn.Module, options: train_options.TrainOptions) -> Any:
         UsageError, BlockError, HostError: it cannot be what is asked for.
     """
     result: Any = copy(model)
-    if options.policy is not None and options.expands(result.yaml, model_yaml.ULTRALYTICS):
+    if options.policy is not None and options.expands(result.yaml, ULTRALYTICS):
         asked = options.policy
-        result = expand(model, asked.block, identity=asked.identity, select=asked.select)
-    result.yaml = options.written(result.yaml, model_yaml.ULTRALYTICS)
+        result = expand(model, asked.block, identity=asked.identity, select=asked.select, start=asked.start)
+    result.yaml = options.written(result.yaml, ULTRALYTICS)
     if options.equivalent_l2:
         penalized_blocks(result)
     return result

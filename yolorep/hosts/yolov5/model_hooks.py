@@ -9,13 +9,12 @@ from typing import Any
 
 from torch import nn
 
-from yolorep import model_yaml
 from yolorep.errors import HostError
+from yolorep.host import YOLOV5
 from yolorep.hosts import other_trees
 from yolorep.hosts.hooks import Hooks
 from yolorep.hosts.shared_hooks import fuse_after_deploy, parse_planned, require
 from yolorep.hosts.yolov5.training_hooks import wrap_functions
-from yolorep.hosts.yolov5.tree import SUPPORTED
 from yolorep.stock_layers import stock_convs
 
 # Other projects have a `models.yolo` too, some with a `parse_model`; most have neither of these (YOLOv9 has both).
@@ -31,11 +30,11 @@ def attach(yolo: ModuleType) -> Hooks:
     hooks = Hooks()
     if not hasattr(yolo, "parse_model") or not any(hasattr(yolo, mark) for mark in MARKS):
         return other_trees.attach(yolo)
-    require(yolo, "BaseModel.fuse", "Conv", supported=SUPPORTED)
+    require(yolo, "BaseModel.fuse", "Conv", supported=YOLOV5.supported)
     parameters = list(inspect.signature(yolo.parse_model).parameters)
     if parameters[:2] != ["d", "ch"]:
         takes = f"{yolo.__name__}.parse_model takes ({', '.join(parameters)})"
-        raise HostError(f"{takes}; yolorep hooks one that takes (d, ch, ...); supported: {SUPPORTED}")
+        raise HostError(f"{takes}; yolorep hooks one that takes (d, ch, ...); supported: {YOLOV5.supported}")
     wrap_functions(hooks, yolo)
     hooks.wrap(yolo, "parse_model", _parse_model)
     hooks.wrap(yolo.BaseModel, "fuse", partial(_fuse, yolo))
@@ -43,7 +42,7 @@ def attach(yolo: ModuleType) -> Hooks:
 
 
 def _parse_model(original: Any, *args: Any, **kwargs: Any) -> Any:
-    return parse_planned(original, model_yaml.YOLOV5, *args, **kwargs)
+    return parse_planned(original, YOLOV5, *args, **kwargs)
 
 
 def _fuse(yolo: ModuleType, original: Any, model: nn.Module, *args: Any, **kwargs: Any) -> Any:

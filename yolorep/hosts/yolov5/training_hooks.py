@@ -15,14 +15,13 @@ from typing import Any
 import wrapt
 from torch import nn
 
-from yolorep import model_yaml
 from yolorep.errors import HostError, UsageError
+from yolorep.host import YOLOV5
 from yolorep.hosts import train_options
 from yolorep.hosts.hooks import Hooks
 from yolorep.hosts.shared_hooks import decayed_as_asked, read_yaml, require
 from yolorep.hosts.train_options import TrainOptions
 from yolorep.hosts.weight_transfer import check_room
-from yolorep.hosts.yolov5.tree import SUPPORTED
 
 REBUILD = ("train.py", "segment/train.py")  # the scripts that build the model from its YAML
 
@@ -74,7 +73,7 @@ def _owner(yolo: ModuleType, module: str, name: str) -> ModuleType:
         if utils is not None and hasattr(utils, name):
             return utils
     where = getattr(yolo, "__file__", None) or yolo.__name__
-    raise HostError(f"the tree of {where} has no {module}.{name}, which yolorep hooks; supported: {SUPPORTED}")
+    raise HostError(f"the tree of {where} has no {module}.{name}, which yolorep hooks; supported: {YOLOV5.supported}")
 
 
 def _intersect_dicts(original: Any, source: Any, target: Any, *args: Any, **kwargs: Any) -> Any:
@@ -93,12 +92,12 @@ FUNCTIONS: dict[tuple[str, str], Callable[..., Any]] = {
 
 
 def _build_as_asked(options: TrainOptions, yolo: ModuleType) -> None:
-    require(yolo, "DetectionModel", supported=SUPPORTED)
+    require(yolo, "DetectionModel", supported=YOLOV5.supported)
     Hooks().wrap(yolo.DetectionModel, "__init__", partial(_init, options))  # of segmentation models too
 
 
 def _init(options: TrainOptions, original: Any, model: nn.Module, cfg: Any, *args: Any, **kwargs: Any) -> None:
     content = cfg if isinstance(cfg, dict) else read_yaml(Path(cfg), "a model YAML: accepted is a mapping")
-    original(model, options.written(content, model_yaml.YOLOV5), *args, **kwargs)
+    original(model, options.written(content, YOLOV5), *args, **kwargs)
     if not isinstance(cfg, dict):
         model.yaml_file = Path(cfg).name  # type: ignore[assignment]

@@ -7,11 +7,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from yolorep.errors import HostError
+from yolorep.host import YOLOV5
 
 LANDMARKS = ("models/yolo.py", "models/common.py", "utils/general.py", "utils/dataloaders.py")
 SCRIPTS = ("train.py", "val.py", "detect.py", "export.py", "benchmarks.py")
 TASKS = ("segment", "classify")
-SUPPORTED = "YOLOv5 v6.2, v7.0 and master, and the published yolov5 package"
 
 
 def find_tree(repo: Path | None = None) -> Path:
@@ -24,7 +24,7 @@ def find_tree(repo: Path | None = None) -> Path:
         if is_tree(repo):
             return repo.resolve()
         missing = [name for name in LANDMARKS if not (repo / name).is_file()]
-        raise HostError(f"{repo} is not a YOLOv5 tree (no {', '.join(missing)}); accepted: {SUPPORTED}")
+        raise HostError(f"{repo} is not a YOLOv5 tree (no {', '.join(missing)}); accepted: {YOLOV5.supported}")
     for folder in (_loaded("models"), Path.cwd(), _installed()):
         if folder is not None and is_tree(folder):
             return folder.resolve()
