@@ -93,7 +93,7 @@ REFUSED = {
     "block-is-a-list": (model(["Conv_C3", [8, {"block": ["repvgg"]}]]), r"^row 0 \(Conv_C3\): block"),
     "unknown-identity": (
         model(["SPPF", [8]], ["C3Rep", [8, {"identity": 1}]]),
-        r"^row 1 \(C3Rep\): identity 1 is unknown",
+        r"^row 1 \(C3Rep\): identity must be a name, got 1",
     ),
     "unknown-option": (
         model(["C3Rep", [8, {"kernel": 3}]]),

@@ -1,10 +1,10 @@
-r"""The algebra of linear convolutional maps, on tensors only.
+"""The algebra of linear convolutional maps, on tensors only.
 
 A `Kernel` is the map ``y = W * x + b`` with its geometry (stride, padding, dilation, groups). Batch normalization in
-evaluation mode, identity, average pooling and channel maps are kernels too, so that whatever a block declares is
-reduced by three operations: `compose` (one after the other: `yolorep.composition`), `add` (side by side) and `over`
-(give channels to a map that is defined for any number of them). Every operation is exact: it raises `FoldError` where
-the result would differ anywhere, the border included.
+eval mode, identity, average pooling and channel maps are kernels too. Three operations reduce every block to one
+kernel: `compose` (one map after the other, in `yolorep.composition`), `add` (maps side by side) and `over` (give a map
+that is defined for any number of channels a number of them). Every operation is exact: it raises `FoldError` if the
+result would differ anywhere, the border included.
 
 Along one axis the taps of a kernel read the input at the *offsets* ``t * dilation - padding`` (t = 0 .. k-1) from
 ``position * stride``. Adding two kernels unites their offsets; composing them adds the offsets.
@@ -29,7 +29,7 @@ AXES = ("height", "width")
 
 @dataclass(frozen=True)
 class Moments:
-    """Mean and variance of a kernel's output, (out,) each, as recorded by the batch norms it was folded from."""
+    """Mean and variance of a kernel's output, (out,) each, as recorded by the batch norms that were folded into it."""
 
     mean: Tensor
     var: Tensor
@@ -40,10 +40,10 @@ class Kernel:
     """A convolution as a value.
 
     weight: (out, in // groups, kh, kw). bias: (out,).
-    The weight may be in a dtype narrower than float64 as long as it is a layer's own; operations compute in float64.
-    owned: whether `weight` is this kernel's alone, so that `add` may write its result there.
-    With `groups == 0` the kernel is *channel-free*: weight (1, 1, kh, kw), bias (1,), one filter applied to each of any
-    number of channels (an identity, an average pooling); `over` makes it an ordinary kernel.
+    A layer's weight may stay in a narrower dtype than float64 until the first operation, which computes in float64.
+    owned: whether no other object uses `weight`, so that `add` may write its result there.
+    With `groups == 0` the kernel is *channel-free*: weight (1, 1, kh, kw), bias (1,), one filter that is applied to
+    each channel of any input (an identity, an average pooling). `over` makes it an ordinary kernel.
     """
 
     weight: Tensor
@@ -70,12 +70,12 @@ class Kernel:
 
     @property
     def is_gain(self) -> bool:
-        """Whether it does no more than scale and shift each channel."""
+        """Whether the kernel only scales and shifts each channel."""
         still = self.size == (1, 1) == self.stride and not any(self.padding)
         return still and self.groups == self.in_channels == self.out_channels
 
     def over(self, channels: int) -> Kernel:
-        """A channel-free kernel as the depthwise kernel over `channels` channels; any other kernel unchanged."""
+        """Return a channel-free kernel as the depthwise kernel over `channels` channels; any other kernel unchanged."""
         if self.groups:
             return self
         return replace(
@@ -86,10 +86,15 @@ class Kernel:
 def add(kernels: list[Kernel], *, overwrite: bool = False) -> Kernel:
     """Return the kernel of ``sum(k(x) for k in kernels)``.
 
-    overwrite: `kernels` are not used again, so that the result may take the place of one whose weight is `owned`.
+    overwrite: the caller does not use `kernels` again, so that the result may overwrite a weight that is `owned`.
 
     Raises:
         FoldError: the kernels differ in channels, stride or output size, or pad the same border differently.
+
+    Example:
+        >>> one = Kernel(torch.ones(1, 1, 1, 1), torch.zeros(1))
+        >>> add([one, one]).weight.item()
+        2.0
     """
     sized = next((k for k in kernels if k.groups), None)
     if sized is not None:
@@ -116,7 +121,7 @@ def add(kernels: list[Kernel], *, overwrite: bool = False) -> Kernel:
 
 
 def _canvas(kernels: list[Kernel], groups: int, size: Pair, overwrite: bool) -> tuple[Tensor, list[Kernel]]:
-    """Return the sum of the kernels that have every tap of the result, as a new tensor, and the others."""
+    """Return the sum of the kernels that have the full size of the result, as a new tensor, and the other kernels."""
     whole = [k for k in kernels if k.size == size]
     rest = [k for k in kernels if k.size != size]
     if not whole:
@@ -130,7 +135,7 @@ def _canvas(kernels: list[Kernel], groups: int, size: Pair, overwrite: bool) -> 
 
 
 def _by_taps(kernels: list[Kernel], grid: list[tuple[int, int, int]]) -> dict[tuple, list[Kernel]]:
-    """Return the kernels by the rows and columns of a grid that their taps lie on, (start, stop, step) each."""
+    """Group kernels by the rows and columns of a grid that their taps lie on, (start, stop, step) each."""
     result: dict[tuple, list[Kernel]] = {}
     for kernel in kernels:
         taps = (_taps(kernel, axis, grid[axis]) for axis in (0, 1))
@@ -139,7 +144,7 @@ def _by_taps(kernels: list[Kernel], grid: list[tuple[int, int, int]]) -> dict[tu
 
 
 def regroup(kernel: Kernel, groups: int) -> Tensor:
-    """The kernel's weight written with fewer groups: (out, in // groups, kh, kw), zero between the old groups."""
+    """Return the kernel's weight for fewer groups: (out, in // groups, kh, kw), with zeros between the old groups."""
     if groups == kernel.groups:
         return exact(kernel.weight)
     inside = kernel.groups // groups  # old groups within each new one
@@ -152,12 +157,12 @@ def regroup(kernel: Kernel, groups: int) -> Tensor:
 
 
 def pair(value: Callable[[int], int]) -> Pair:
-    """What `value` gives for the height's axis and for the width's."""
+    """Return `value` of the height's axis (0) and of the width's axis (1)."""
     return value(0), value(1)
 
 
 def _union_axis(kernels: list[Kernel], axis: int) -> tuple[int, int, int]:
-    """(size, padding, dilation) of the smallest kernel that has every tap of `kernels` along one axis."""
+    """Return (size, padding, dilation) of the smallest kernel that has every tap of `kernels` along one axis."""
     shrink = {k.dilation[axis] * (k.size[axis] - 1) - 2 * k.padding[axis] for k in kernels}
     if len(shrink) > 1:
         raise FoldError(f"branches have outputs of different {AXES[axis]}")
@@ -170,7 +175,7 @@ def _union_axis(kernels: list[Kernel], axis: int) -> tuple[int, int, int]:
 
 
 def _taps(kernel: Kernel, axis: int, grid: tuple[int, int, int]) -> slice:
-    """Where the taps of `kernel` lie on a (size, padding, dilation) grid along one axis."""
+    """Return the slice of a (size, padding, dilation) grid that the taps of `kernel` lie on, along one axis."""
     _, padding, dilation = grid
     start = (padding - kernel.padding[axis]) // dilation
     step = max(kernel.dilation[axis] // dilation, 1) if kernel.size[axis] > 1 else 1
@@ -178,9 +183,9 @@ def _taps(kernel: Kernel, axis: int, grid: tuple[int, int, int]) -> slice:
 
 
 def _added_moments(kernels: list[Kernel]) -> Moments | None:
-    """Moments of a sum: the means add exactly, the variances as far as the branches are uncorrelated.
+    """Return the moments of a sum: the means add exactly, the variances if the branches are uncorrelated.
 
-    A branch without a batch norm recorded none, and is left out.
+    Branches without a batch norm recorded no moments and are left out.
     """
     known = [k.moments for k in kernels if k.moments is not None]
     if not known:

@@ -1,4 +1,4 @@
-"""A classifier's head of one linear layer, as the ImageNet networks of the literature have it."""
+"""A classifier head with a single linear layer, as in the ImageNet networks of the literature."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from torch import nn
 
 
 def pool_and_classify_(head: nn.Module) -> None:
-    """Reduce ultralytics' `Classify` to global average pooling and one linear layer, freshly initialized, in place.
+    """Reduce ultralytics' `Classify` to global average pooling and one freshly initialized linear layer, in place.
 
-    (batch, c1, h, w) to (batch, nc). Its 1x1 convolution to 1280 channels becomes the identity. The class stays, and
-    with it softmax outside training, the dropout option and a new `linear` for another number of classes; a pickle of
-    it names nothing of yolorep.
+    Maps (batch, c1, h, w) to (batch, nc). The 1x1 convolution to 1280 channels becomes the identity. The class stays,
+    and with it softmax in eval mode, the dropout option and the replacement of `linear` for another number of classes.
+    A pickle of the head names no class of yolorep.
     """
     layers: Any = head
     c1 = layers.conv.conv.in_channels

@@ -1,7 +1,6 @@
-"""One kernel after the other, as one kernel.
+"""Compose two kernels into one.
 
-The taps of the two are combined: those of the composed kernel lie at every sum of an offset of the first and one of
-the second.
+The taps of the composed kernel lie at every sum of an offset of the first kernel and an offset of the second.
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ from yolorep.precision import exact, has_values
 
 
 def compose(first: Kernel, second: Kernel) -> Kernel:
-    """The kernel of ``second(first(x))``.
+    """Return the kernel of ``second(first(x))``.
 
-    The second map pads the *output* of the first. That equals padding the input only where the first is pointwise and
-    maps zero to zero (zero padding), or is pointwise at stride 1 (reflecting, replicating or circular padding).
+    The second map pads the *output* of the first. Padding the input instead is equal only if the first map is pointwise
+    and maps zero to zero (zero padding), or is pointwise at stride 1 (reflect, replicate or circular padding).
 
     Raises:
-        FoldError: the channels do not meet, or the border would not be exact.
+        FoldError: the channels do not match, or the border would not be exact.
     """
     if first.groups or second.groups:
         first = first.over(second.in_channels)
@@ -54,7 +53,7 @@ def compose(first: Kernel, second: Kernel) -> Kernel:
 
 
 def _with_gain(first: Kernel, gain: Kernel) -> Kernel:
-    """`compose` for a second map that only scales and shifts each channel."""
+    """Compose with a second map that only scales and shifts each channel."""
     weight = exact(first.weight)
     copied = weight.dtype != first.weight.dtype and not weight.requires_grad
     # In place where it can be: a new tensor of this size costs more than the arithmetic.
@@ -64,7 +63,7 @@ def _with_gain(first: Kernel, gain: Kernel) -> Kernel:
 
 
 class _ComposedAxis(NamedTuple):
-    """The taps of a composed kernel along one axis: how many, and how far apart the taps of either part lie in them."""
+    """The taps of a composed kernel along one axis: their number, and the distance of each part's taps."""
 
     taps: int
     step1: int
@@ -72,16 +71,16 @@ class _ComposedAxis(NamedTuple):
     dilation: int
 
     def of_first(self, tap2: int, size1: int) -> slice:
-        """Where the first kernel's `size1` taps lie, as read by one tap of the second."""
+        """Return the slice of the first kernel's `size1` taps that one tap of the second reads."""
         start = tap2 * self.step2
         return slice(start, start + (size1 - 1) * self.step1 + 1, self.step1)
 
 
 @dataclass(frozen=True)
 class _Merged:
-    """How a composed weight (groups, parts, out, in, kh, kw) is read as (out, in // groups, kh, kw).
+    """Reshapes a composed weight (groups, parts, out, in, kh, kw) to (out, in // groups, kh, kw).
 
-    finer_first: whether the parts are groups of the first kernel (of its input), or of the second (of its output).
+    finer_first: whether the parts are groups of the first kernel's input, else groups of the second kernel's output.
     """
 
     finer_first: bool
@@ -93,9 +92,9 @@ class _Merged:
 
 
 def _aligned(first: Kernel, second: Kernel) -> tuple[Tensor, Tensor, _Merged]:
-    """Both weights as (groups, parts, out, in, kh, kw), the second's in being the first's out, in each group and part.
+    """Return both weights as (groups, parts, out, in, kh, kw); the second's `in` is the first's `out` in each part.
 
-    A depthwise kernel before or after a dense one is thus composed channel by channel, without the zeros between.
+    A depthwise kernel before or after a dense one is thus composed channel by channel, without zeros in between.
     """
     if not first.groups:
         return exact(first.weight)[None, None], exact(second.weight)[None, None], _Merged(False)
@@ -112,7 +111,7 @@ def _aligned(first: Kernel, second: Kernel) -> tuple[Tensor, Tensor, _Merged]:
 
 
 def _composed_weight(w1: Tensor, w2: Tensor, rows: _ComposedAxis, cols: _ComposedAxis) -> Tensor:
-    """(..., out, in, height, width) from (..., mid, in, kh1, kw1) followed by (..., out, mid, kh2, kw2)."""
+    """Return (..., out, in, height, width) for (..., mid, in, kh1, kw1) followed by (..., out, mid, kh2, kw2)."""
     (height1, width1), (height2, width2) = w1.shape[-2:], w2.shape[-2:]
     if w1.shape[2] == 1 and 1 in (height1 * width1, height2 * width2):
         return w2 * w1

@@ -28,15 +28,22 @@ Model = TypeVar("Model", bound=nn.Module)
 def deploy(model: Model, *, inplace: bool = False) -> Model:
     """Fold every rep block into a stock layer of the host: same function, stock classes, stock state-dict keys.
 
-    model: any module in evaluation mode. A block that was grown on a host's layer becomes that layer again, with the
-        folded weight and a batch norm that passes it on unchanged; a `Conv_C3` made by hand becomes one convolution.
-        A block of another project (`yolorep.foreign`) takes the form that its project has for a deployed one; where
-        its fold would not compute the same, it stays as it is, and a warning says so. The rep blocks that ultralytics
-        builds into a model of its own are stock there, and stay for its `fuse`.
+    model: any module in eval mode. A block that was expanded from a host's layer becomes that layer again, with the
+        folded weight and a batch norm that together equal it. A `Conv_C3` made by hand becomes one convolution. A
+        block of another project (`yolorep.foreign`) takes its project's deployed form; if its fold would not compute
+        the same, it stays, and a warning says so. The rep blocks that ultralytics builds itself stay for its `fuse`.
     inplace: change `model` itself instead of a copy.
 
     Raises:
-        FoldError: a block does not fold (training mode, for one); `model` is then as it was.
+        FoldError: a block does not fold (training mode, for one); `model` is then unchanged.
+
+    Example:
+        >>> deploy(Conv_C3(4, 4).eval())
+        Conv_C3(
+          deployed
+          (act): SiLU()
+          (conv): Conv2d(4, 4, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1))
+        )
     """
     model = model if inplace else deepcopy(model)
     core = unwrapped(model)
@@ -48,12 +55,12 @@ def deploy(model: Model, *, inplace: bool = False) -> Model:
 
 
 def fold_blocks_(model: nn.Module, leave: Iterable[nn.Module] = ()) -> None:
-    """The layers' part of `deploy`, in place: `model.yaml` goes on asking for the blocks, as it does under `fuse()`.
+    """Fold the rep blocks of a model in place and leave `model.yaml` as it is, as `fuse()` does.
 
-    leave: blocks of another project that stay as they are.
+    leave: blocks of other projects that stay as they are.
 
     Raises:
-        FoldError: a block does not fold; `model` is then as it was.
+        FoldError: a block does not fold; `model` is then unchanged.
     """
     ours, theirs = converted(model, _stock_layers), folded(model, leave)
     for block, (conv, norm) in ours:
@@ -63,7 +70,7 @@ def fold_blocks_(model: nn.Module, leave: Iterable[nn.Module] = ()) -> None:
 
 
 def _stock_layers(block: Conv_C3) -> tuple[nn.Conv2d, _BatchNorm | None]:
-    """The convolution and, where a stock layer is to be restored, the batch norm that compute what the block does."""
+    """Return the folded convolution and, if a stock layer is restored, its batch norm."""
     kernel = block.linear_kernel()
     if not hasattr(block, "stock_class"):
         return to_conv(kernel, like=block.conv.weight), None
@@ -84,7 +91,7 @@ def _restore_stock_(block: Conv_C3, conv: nn.Conv2d, norm: _BatchNorm | None) ->
 
 
 def _deployed_yaml(model: nn.Module) -> dict[str, Any]:
-    """Attributes of a host's model that name its YAML, as they are once it is deployed."""
+    """Return the attributes of a host's model that name its YAML, with their values after deployment."""
     result: dict[str, Any] = {}
     yaml, file = getattr(model, "yaml", None), getattr(model, "yaml_file", None)
     if isinstance(yaml, dict):

@@ -1,17 +1,16 @@
-"""The error family: one base class, and one class for each thing a user can act on."""
+"""The exceptions of yolorep: one base class, and one class for each kind of mistake that a user can correct."""
 
 from __future__ import annotations
 
 
 class YolorepError(Exception):
-    """Base of every error that yolorep raises on purpose."""
+    """Base class of all exceptions that yolorep raises on purpose."""
 
 
 class FoldError(YolorepError):
     """A module cannot be folded exactly into one convolution.
 
-    `path` is the module's dotted path below the object that was given to the caller; each level that the error
-    passes through prepends its own name with `within`.
+    path: dotted path of the layer below the module that was passed in; `within` prepends a parent's name.
     """
 
     def __init__(self, reason: str, path: str = "") -> None:
@@ -19,30 +18,30 @@ class FoldError(YolorepError):
         super().__init__(f"{path}: {reason}" if path else reason)
 
     def within(self, parent: str) -> FoldError:
-        """The same error as seen from the parent module that holds this one under the name `parent`."""
+        """Return the same error as seen from the parent module that contains this one under the name `parent`."""
         return type(self)(self.reason, f"{parent}.{self.path}" if self.path else parent)
 
 
 class BlockError(YolorepError):
-    """A block's name, option or shape is not one that yolorep knows."""
+    """The name, an option or the shape of a block is not accepted."""
 
 
 class HostError(YolorepError):
-    """A host (ultralytics, a YOLOv5 tree) is absent, or does not have the shape that the hooks need."""
+    """A host (ultralytics, a YOLOv5 tree) is missing, or lacks a function that the hooks need."""
 
 
 class CheckpointError(YolorepError):
-    """A checkpoint file cannot be read, or does not hold what the command needs."""
+    """A checkpoint file cannot be read, or does not contain what the command needs."""
 
 
 class VerifyError(YolorepError):
-    """Two models that should compute the same do not, or cannot be compared."""
+    """Two models do not compute the same, or cannot be compared."""
 
 
 class UsageError(YolorepError):
-    """A command was asked for something that it does not have or cannot do."""
+    """A command got an argument that it does not accept."""
 
 
 def first_line(error: Exception) -> str:
-    """What someone else's error says, in one line; its type where it says nothing."""
+    """Return the first line of an exception's message, or its type if the message is empty."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

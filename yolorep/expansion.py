@@ -54,6 +54,12 @@ def expand(
     Raises:
         BlockError: unknown block or identity, or a selected layer beside which the branches do not fit.
         HostError: already expanded, or no convolution to expand: not a host's model, fused, or none selected.
+
+    Example:
+        >>> from ultralytics.nn.tasks import DetectionModel
+        >>> model = expand(DetectionModel("yolov5n.yaml", verbose=False), select=6)
+        >>> model.yaml["rep"]
+        {'block': 'repvgg', 'identity': 'auto', 'select': [6]}
     """
     check_options(block, identity)
     model = model if inplace else deepcopy(model)

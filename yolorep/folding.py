@@ -1,7 +1,7 @@
-"""`fold(module)`: any nest of linear layers as one `nn.Conv2d`, by dispatch on the layer's type.
+"""Fold any nest of linear layers into one `nn.Conv2d`, by dispatch on the layer's type.
 
-Arithmetic is done in float64 on the module's device and cast once at the end, so that a deep nest in half precision
-loses no more than its result does. New layer types join with `@kernel_of.register`.
+The arithmetic is done in float64 on the module's device and cast once at the end, so that a deep nest in half precision
+loses no more than its result does. `@kernel_of.register` adds a layer type.
 """
 
 from __future__ import annotations
@@ -20,23 +20,28 @@ from yolorep.precision import cast, exact
 
 
 def fold(module: nn.Module) -> nn.Conv2d:
-    """One convolution that computes what `module` computes in evaluation mode, exactly.
+    """Return one convolution that computes exactly what `module` computes in eval mode.
 
     module: a Conv2d, a batch norm, or any nest of linear layers (see `kernel_of`) that maps
         (batch, in, height, width) to (batch, out, height', width').
 
-    The result has the dtype, device, memory format and `requires_grad` of the module's own convolution, a bias, and is
-    in evaluation mode. `module` is left as it is.
+    The result has a bias, is in eval mode, and has the dtype, device, memory format and `requires_grad` of the module's
+    largest convolution. `module` is not changed.
 
     Raises:
         FoldError: `module` is in training mode where that matters, is not linear, is not one convolution at the border,
-            or has a layer with forward hooks or a forward of its own; the message begins with the path of the layer
-            at fault.
+            or has a layer with forward hooks or an overridden forward; the message begins with the path of that layer.
+
+    Example:
+        >>> module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)).eval()
+        >>> x = torch.rand(1, 3, 8, 8)
+        >>> torch.allclose(fold(module)(x), module(x), atol=1e-5)
+        True
     """
     return to_conv(_layer_kernel(module), like=_reference(module))
 
 
-@torch.inference_mode(False)  # so that what is folded under inference mode can still be trained
+@torch.inference_mode(False)  # tensors made in inference mode could never be trained
 def to_conv(kernel: Kernel, like: Tensor | None = None) -> nn.Conv2d:
     """Return `kernel` as an `nn.Conv2d` with the dtype, device, memory format and `requires_grad` of the weight `like`.
 
@@ -64,7 +69,7 @@ def to_conv(kernel: Kernel, like: Tensor | None = None) -> nn.Conv2d:
 
 @singledispatch
 def kernel_of(module: nn.Module) -> Kernel:
-    """The kernel of one layer or of a nest of them. Accepted: the types registered below and in `yolorep.blocks`."""
+    """Return the kernel of a layer or of a nest of layers of the types registered below and in `yolorep.blocks`."""
     known = sorted(t.__name__ for t in kernel_of.registry if t is not object)
     raise FoldError(f"{type(module).__name__} is not a linear layer that folds; accepted: {', '.join(known)}")
 
@@ -140,7 +145,7 @@ def _(module: nn.Sequential) -> Kernel:
 
 
 def chain_of(layers: Iterable[tuple[str, nn.Module]]) -> Kernel:
-    """The kernel of named layers one after the other; of none, the identity."""
+    """Return the kernel of named layers one after the other; the identity if there are none."""
     kernels = _with_gains_applied(children_kernels(layers))
     if not kernels:
         return kernel_of(nn.Identity())
@@ -154,7 +159,7 @@ def chain_of(layers: Iterable[tuple[str, nn.Module]]) -> Kernel:
 
 
 def _with_gains_applied(kernels: list[tuple[str, Kernel]]) -> list[tuple[str, Kernel]]:
-    """The same chain, each gain (a scale, a batch norm) already in the kernel before it, which is smaller."""
+    """Return the chain with each gain (a scale, a batch norm) merged into the kernel before it, the smaller product."""
     result: list[tuple[str, Kernel]] = []
     for name, kernel in kernels:
         if result and kernel.is_gain and kernel.out_channels == result[-1][1].out_channels:
@@ -166,7 +171,7 @@ def _with_gains_applied(kernels: list[tuple[str, Kernel]]) -> list[tuple[str, Ke
 
 
 def sum_of(branches: Iterable[tuple[str, nn.Module]]) -> Kernel:
-    """The kernel of the sum of named branches."""
+    """Return the kernel of the sum of named branches."""
     return summed([kernel for _, kernel in children_kernels(branches)])
 
 
@@ -179,7 +184,7 @@ def summed(kernels: list[Kernel]) -> Kernel:
 
 
 def children_kernels(children: Iterable[tuple[str, nn.Module]]) -> list[tuple[str, Kernel]]:
-    """The kernel of each named child; an error is told under the child's name."""
+    """Return the kernel of each named child; errors name the child."""
     result = []
     for name, child in children:
         try:
@@ -190,7 +195,7 @@ def children_kernels(children: Iterable[tuple[str, nn.Module]]) -> list[tuple[st
 
 
 def _layer_kernel(module: nn.Module) -> Kernel:
-    """The kernel of a layer, unless what it computes can be something else than its type says."""
+    """Return the kernel of a layer after checking that the layer computes what its type says."""
     name = type(module).__name__
     known = next((kind for kind in type(module).__mro__ if kind in kernel_of.registry and kind is not object), None)
     if known is not None and _has_own_forward(module, known):
@@ -204,7 +209,7 @@ def _layer_kernel(module: nn.Module) -> Kernel:
 
 
 def _has_own_forward(module: nn.Module, known: type) -> bool:
-    """Whether the class of `module`, or `module` itself, replaces a method by which the `known` layer computes."""
+    """Return whether `module` or its class overrides a method that the `known` layer type computes with."""
     return any(
         name in vars(module) or getattr(type(module), name, None) is not getattr(known, name, None)
         for name in ("forward", "_conv_forward")
@@ -212,7 +217,7 @@ def _has_own_forward(module: nn.Module, known: type) -> bool:
 
 
 def _reference(module: nn.Module) -> Tensor | None:
-    """The weight whose dtype, device and memory format the folded convolution takes: the largest convolution's."""
+    """Return the weight whose dtype, device and memory format the result takes: that of the largest convolution."""
     convs = [m.weight for m in module.modules() if isinstance(m, nn.Conv2d)]
     if convs:
         return max(convs, key=Tensor.numel)
@@ -220,7 +225,7 @@ def _reference(module: nn.Module) -> Tensor | None:
 
 
 def _together(first: Kernel, second: Kernel) -> tuple[Kernel, Kernel]:
-    """Both kernels on one device: a layer without tensors (identity, pooling) goes where the other one is."""
+    """Return both kernels on one device; a layer without tensors (identity, pooling) moves to the other's device."""
     if first.weight.device == second.weight.device:
         return first, second
     if not first.groups:

@@ -1,4 +1,4 @@
-"""Evaluation mode for a block of code."""
+"""Temporary eval mode."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for the duration of the block; each module's own mode is then restored."""
+    """Set eval mode for the duration of the block; then restore the mode of each module."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()

@@ -92,6 +92,12 @@ def verify(before: nn.Module, after: nn.Module, x: Tensor | None = None) -> Repo
 
     Raises:
         VerifyError: outputs differ in number or shape, or a block has no counterpart that takes its input.
+
+    Example:
+        >>> from yolorep import Conv_C3, deploy
+        >>> block = Conv_C3(4, 4).eval()
+        >>> verify(block, deploy(block)).ok
+        True
     """
     before, after = unwrapped(before), unwrapped(after)
     x = example_input(before) if x is None else x

@@ -65,7 +65,7 @@ def test_options_become_the_policy_of_a_model() -> None:
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "block": ({"rep": "repvggg"}, "^rep: block 'repvggg' is unknown; accepted: "),
     "identity": ({"rep": "dbb", "identity": "yes"}, "^rep: identity 'yes' is unknown"),
-    "key": ({"rep": {"blocks": "dbb"}}, "^rep: unknown option 'blocks'; accepted: block, identity, select$"),
+    "key": ({"rep": {"blocks": "dbb"}}, "^rep: unknown option 'blocks'; accepted: block, identity, select, start$"),
     "kind": ({"rep": ["dbb"]}, r"^rep: options must be a mapping, got \['dbb'\]"),
     "kind-beside": ({"rep": 4, "select": 4}, "^rep: options must be a mapping, got 4"),
     "select-alone": ({"select": 4}, "^select says more about rep, which is not given"),

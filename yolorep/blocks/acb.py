@@ -14,7 +14,7 @@ from yolorep.blocks.site import Site
 
 @register_block("acb")
 def acb(site: Site) -> dict[str, nn.Module]:
-    """ACNet's asymmetric convolution block: 1xk and kx1 beside kxk."""
+    """ACNet's asymmetric convolution block: 1xk and kx1 branches beside kxk."""
     height, width = site.conv.kernel_size
     skeleton = {"branch_1xk": (1, width), "branch_kx1": (height, 1)}
     fits = {} if site.pointwise else skeleton

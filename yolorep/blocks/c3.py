@@ -12,14 +12,22 @@ from yolorep.errors import BlockError
 
 
 class Bottleneck(nn.Module):
-    """x + cv2(cv1(x)), or without the shortcut cv2(cv1(x)); (batch, c1, h, w) to (batch, c2, h, w).
+    """YOLOv5's bottleneck with rep blocks: x + cv2(cv1(x)), or cv2(cv1(x)) without the shortcut.
 
-    c1, c2: input and output channels. shortcut: add the input where c1 == c2. g: groups of the second convolution.
+    Maps (batch, c1, h, w) to (batch, c2, h, w).
+
+    c1, c2: input and output channels. shortcut: add the input if c1 == c2. g: groups of the second convolution.
     e: hidden channels as a share of c2. k: kernel sizes; (1, 3) deploys to exactly YOLOv5's layer, (3, 3) to a heavier
     one. rep: `block`, `identity` and `se` of both convolutions.
 
     Raises:
         BlockError: `k` is not two odd sizes; otherwise as `Conv_C3`.
+
+    Example:
+        >>> block = Bottleneck(8, 8).eval()
+        >>> block._switch_to_deploy()
+        >>> [name for name, _ in block.cv2.named_children()]
+        ['act', 'conv']
     """
 
     def __init__(
@@ -49,13 +57,17 @@ class Bottleneck(nn.Module):
 
 
 class C3(nn.Module):
-    """CSP bottleneck with three convolutions: cv3([m(cv1(x)), cv2(x)]); (batch, c1, h, w) to (batch, c2, h, w).
+    """CSP bottleneck with three convolutions: cv3([m(cv1(x)), cv2(x)]), (batch, c1, h, w) to (batch, c2, h, w).
 
-    n: number of bottlenecks. The other arguments are those of `Bottleneck`, whose convolutions are the ones that get
-    branches; cv1, cv2 and cv3 are plain.
+    n: number of bottlenecks. The other arguments are those of `Bottleneck`; the convolutions of the bottlenecks have
+    branches, cv1, cv2 and cv3 are plain.
 
     Raises:
         BlockError: as `Bottleneck`.
+
+    Example:
+        >>> C3(8, 16, n=2)(torch.rand(1, 8, 4, 4)).shape
+        torch.Size([1, 16, 4, 4])
     """
 
     def __init__(
@@ -81,13 +93,15 @@ class C3(nn.Module):
         return self.cv3(torch.cat((self.m(self.cv1(x)), self.cv2(x)), 1))
 
     def _switch_to_deploy(self) -> None:
-        """Fold every convolution, those of the bottlenecks included, in place. Raises FoldError likewise."""
+        """Fold every convolution, nested, in place. Raises FoldError as `Conv_C3._switch_to_deploy`."""
         switch_(self)
 
 
 def check_sizes(k: Any) -> None:
-    """Raises:
-    BlockError: `k` is not the kernel sizes of a bottleneck's two convolutions.
+    """Check the kernel sizes of a bottleneck's two convolutions.
+
+    Raises:
+        BlockError: `k` is not two odd positive integers.
     """
     pair = isinstance(k, (tuple, list)) and len(k) == 2
     if not pair or not all(isinstance(size, int) and size > 0 and size % 2 for size in k):

@@ -1,4 +1,4 @@
-"""`Conv_C3`: the over-parameterized form of YOLO's convolution + batch norm + activation."""
+"""`Conv_C3`: YOLO's convolution + batch norm + activation with extra branches."""
 
 from __future__ import annotations
 
@@ -20,23 +20,32 @@ Result = TypeVar("Result")
 
 
 class Conv_C3(nn.Module):
-    """y = act(BN(conv(x)) + the block's extra branches), (batch, c1, h, w) to (batch, c2, h', w').
+    """y = act(BN(conv(x)) + the extra branches of the block), (batch, c1, h, w) to (batch, c2, h', w').
 
-    Some blocks normalize after the sum instead: `yolorep.blocks.laws` has the three forms.
+    Some blocks normalize after the sum instead: `yolorep.blocks.laws` describes the three forms.
 
-    The dense branch has YOLO's own names, `conv` and `bn`, so that a stock state dict loads: each branch of which it
-    holds nothing is then silenced, and the function is the one that was saved. `_switch_to_deploy` leaves one
-    convolution and `act`.
+    The dense branch has YOLO's own names, `conv` and `bn`, so that a stock state dict loads. Branches that the state
+    dict does not contain are then silenced, so that the block computes what the stock layer computed.
+    `_switch_to_deploy` leaves one convolution and `act`.
 
     c1, c2: input and output channels. k: kernel size, odd. s: stride. p: padding, 'same' if None. g: groups.
-    d: dilation. act: True for SiLU, False or None for none, or a module.
-    block: the declared set of branches (`yolorep blocks` lists them), with options as in 'mobileone(branches=6)'.
+    d: dilation. act: True for SiLU, False or None for no activation, or a module.
+    block: name of a block (`yolorep blocks` lists them), with options as in 'mobileone(branches=6)'.
     identity: how the input reaches the output where their shapes differ: 'auto', 'conv', 'average', 'select',
     'interpolate' or 'none'. se: squeeze-and-excitation after the sum (arXiv 1709.01507), which stays when the branches
     are folded.
 
     Raises:
-        BlockError: an unknown block, identity or activation, or a shape beside which the branches do not fit.
+        BlockError: an unknown block, identity or activation, or a shape that the branches do not fit.
+
+    Example:
+        >>> import torch
+        >>> block = Conv_C3(8, 16, s=2).eval()
+        >>> x = torch.rand(1, 8, 6, 6)
+        >>> before = block(x)
+        >>> block._switch_to_deploy()
+        >>> torch.allclose(block(x), before, atol=1e-5)
+        True
     """
 
     default_act: nn.Module = nn.SiLU()
@@ -79,7 +88,7 @@ class Conv_C3(nn.Module):
         return cls.default_act if act else nn.Identity()
 
     def attach_(self, layers: Mapping[str, nn.Module], block: str, identity: str, law: str) -> None:
-        """Put declared layers beside `conv` and `bn`, and remember what they were asked for as."""
+        """Add the declared layers beside `conv` and `bn`, and record the request."""
         for name, layer in layers.items():
             self.add_module(name, layer)
         self.block, self.identity, self.law = block, identity, law
@@ -92,18 +101,18 @@ class Conv_C3(nn.Module):
 
     @property
     def deployed(self) -> bool:
-        """Whether the branches, the batch norm included, have been folded into `conv`."""
+        """Whether the branches and the batch norm have been folded into `conv`."""
         return "bn" not in self._modules
 
     def branches(self) -> Iterator[tuple[str, nn.Module]]:
-        """The extra branches by name, the dense one not among them."""
+        """Yield the extra branches by name, without the dense one."""
         return self._named(BRANCH)
 
     def _named(self, *prefixes: str) -> Iterator[tuple[str, nn.Module]]:
         return ((name, module) for name, module in self._modules.items() if name.startswith(prefixes))  # type: ignore[misc]
 
     def linear_kernel(self) -> Kernel:
-        """Everything before `act` as one kernel, float64.
+        """Return everything before `act` as one float64 kernel.
 
         Raises:
             FoldError: a branch does not fold; the message begins with the path of the layer at fault.
@@ -116,17 +125,17 @@ class Conv_C3(nn.Module):
         return Parts(self.conv, self.bn, dict(self._named(BRANCH)), dict(self._named(DENSE)))
 
     def _switch_to_deploy(self) -> None:
-        """Replace the branches by the one convolution that computes the same, in place; again does nothing.
+        """Replace the branches by one equal convolution, in place. Calling it again does nothing.
 
-        Hooks on the block itself stay in place; hooks on the layers that go are refused, since they would be lost.
+        Hooks on the block itself stay. Hooks on layers inside are refused, since they would be lost.
 
         Raises:
-            FoldError: the block is in training mode, hooked inside, or does not fold; it is then as it was.
+            FoldError: the block is in training mode, hooked inside, or does not fold; it is then unchanged.
         """
         switch_(self)
 
     def drop_branches_(self) -> None:
-        """Detach everything beside `conv` and `act`."""
+        """Remove all layers but `conv` and `act`."""
         for name in ("bn", *dict(self._named(BRANCH, DENSE))):
             self._modules.pop(name, None)
 
@@ -150,7 +159,7 @@ class Conv_C3(nn.Module):
 def _(module: Conv_C3) -> Kernel:
     if not isinstance(module.act, nn.Identity):
         raise FoldError(f"{type(module.act).__name__} is not linear; _switch_to_deploy() folds up to it", "act")
-    children_kernels([("act", module.act)])  # refuses an identity by name only
+    children_kernels([("act", module.act)])  # refuses a subclass that is not an identity
     return module.linear_kernel()
 
 
@@ -166,7 +175,7 @@ def switch_(root: nn.Module) -> None:
 
 
 def converted(root: nn.Module, convert: Callable[[Conv_C3], Result]) -> list[tuple[Conv_C3, Result]]:
-    """Every `Conv_C3` in `root` that still has its branches, with what `convert` makes of it; nothing is changed.
+    """Return every `Conv_C3` in `root` that still has its branches, with the result of `convert`; change nothing.
 
     Raises:
         FoldError: a block does not fold; the message begins with its path.
@@ -182,7 +191,7 @@ def converted(root: nn.Module, convert: Callable[[Conv_C3], Result]) -> list[tup
 
 
 def excited(activation: nn.Module, channels: int) -> nn.Sequential:
-    """Squeeze-and-excitation with a reduction of 16, then `activation`."""
+    """Return squeeze-and-excitation with a reduction of 16, followed by `activation`."""
     from torchvision.ops import SqueezeExcitation  # only here: torchvision is not light
 
     return nn.Sequential(SqueezeExcitation(channels, max(channels // 16, 1)), activation)

@@ -2,7 +2,7 @@
 
 y = BN(W_kxk * x) + BN(W_1x1 * x) + BN(W'_kxk * BN(W'_1x1 * x)) + BN(average(BN(W''_1x1 * x))).
 
-The inner batch norms pad with the value that they give to zero (`BNPad2d`), so that the border folds exactly.
+The inner batch norms pad with their output for zero (`BNPad2d`), so that the border folds exactly.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def dbb(site: Site) -> dict[str, nn.Module]:
 
 
 def identity_1x1(site: Site, inside: int, padding: Pair = (0, 0)) -> nn.Conv2d:
-    """A 1x1 convolution to `inside` channels at stride 1 that begins as the identity, repeated where there are more."""
+    """Return a 1x1 convolution to `inside` channels at stride 1, initially the identity, repeated if there are more."""
     conv = site.convolution(1, padding, channels=(site.conv.in_channels, inside), stride=(1, 1))
     with torch.no_grad():
         out, per_group = conv.weight.shape[:2]
@@ -52,7 +52,7 @@ def identity_1x1(site: Site, inside: int, padding: Pair = (0, 0)) -> nn.Conv2d:
 
 
 def average(site: Site, padding: Pair = (0, 0)) -> Filter:
-    """The mean over the dense kernel's taps of each output channel, at its stride and dilation."""
+    """Return the mean over the dense kernel's taps of each output channel, at the dense stride and dilation."""
     dense: Any = site.conv
     taps = torch.full(
         (dense.out_channels, *dense.kernel_size), 1 / (dense.kernel_size[0] * dense.kernel_size[1]), **site.place

@@ -1,4 +1,4 @@
-"""Linear layers that torch lacks and that blocks are declared with: sums, fixed maps, gains, a padding batch norm."""
+"""Linear layers for declaring branches that torch lacks: sums, fixed maps, gains, a padding batch norm."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MAPS = ("average", "select", "interpolate")
 
 
 class Sum(nn.ModuleDict):
-    """y = sum of the named branches of x, each mapping (batch, in, h, w) to the same (batch, out, h', w')."""
+    """y = sum of the named branches of x; each maps (batch, in, h, w) to the same (batch, out, h', w')."""
 
     def __init__(self, branches: Mapping[str, nn.Module]) -> None:
         super().__init__(branches)
@@ -36,13 +36,17 @@ def _(module: Sum) -> Kernel:
 
 
 class ChannelMap(nn.Module):
-    """A fixed linear map from `in_channels` to `out_channels` at every `stride`-th pixel; nothing is learned.
+    """A fixed linear map from `in_channels` to `out_channels` at every `stride`-th pixel, without parameters.
 
-    How an output channel is made from the input's channel axis, resampled to the new length:
-        average: the mean of the adjacent channels it covers. select: its nearest channel. interpolate: linearly
-        between its two neighbours. With as many channels out as in, each of them is the identity.
+    The channel axis of the input is resampled to the number of output channels:
+        average: the mean of the adjacent channels that an output channel covers.
+        select: the nearest channel. interpolate: linear interpolation between the two neighbours.
+    With as many output as input channels, each of them is the identity. With groups, the map is made for one group and
+    repeated, so that no group sees another.
 
-    Within groups the map is made for one group and repeated, so that no group sees another.
+    Example:
+        >>> ChannelMap(4, 2, "average")(torch.arange(4.0).reshape(1, 4, 1, 1)).flatten().tolist()
+        [0.5, 2.5]
     """
 
     weight: Tensor
@@ -74,7 +78,7 @@ def _(module: ChannelMap) -> Kernel:
 
 
 class Filter(nn.Module):
-    """One fixed filter for each channel, or the same for all: an average, a frequency prior; nothing is learned.
+    """A fixed filter for each channel (an average, a frequency prior), without parameters.
 
     taps: (channels, k, k). The geometry is that of a depthwise convolution.
     """
@@ -104,7 +108,7 @@ def _(module: Filter) -> Kernel:
 
 
 class Scale(nn.Module):
-    """y = w x with one learned gain for each channel (the scaling vector of arXiv 2204.00826)."""
+    """y = w x with one learned gain per channel (the scaling vector of arXiv 2204.00826)."""
 
     def __init__(self, channels: int, value: float = 1.0, **place: Any) -> None:
         super().__init__()
@@ -124,13 +128,12 @@ def _(module: Scale) -> Kernel:
 
 
 class BNPad2d(nn.Module):
-    """Batch normalization that also pads, with the value that it gives to zero: beta - mean * gamma / sigma.
+    """Batch normalization followed by padding with beta - mean * gamma / sigma, its output for a zero input.
 
-    Between a 1x1 and a kxk convolution it takes the place of "batch norm, then zero padding", which cannot be folded
-    exactly because the border would lack the bias (arXiv 2103.13425, section 3.3).
+    Between a 1x1 and a kxk convolution it replaces "batch norm, then zero padding", which cannot be folded exactly
+    because the border would lack the bias (arXiv 2103.13425, section 3.3).
 
-    The batch norm is a layer inside, not this one's own class, so that hosts find it: to set its eps and momentum, or
-    to make it a `SyncBatchNorm`.
+    The batch norm is a child layer, so that hosts find it when they set eps and momentum or convert to `SyncBatchNorm`.
     """
 
     def __init__(self, bn: _BatchNorm, padding: int | Pair) -> None:
@@ -160,7 +163,7 @@ def _(module: BNPad2d) -> Kernel:
 
 
 def _channel_matrix(c1: int, c2: int, mode: str) -> Tensor:
-    """(c2, c1): the linear map that resamples the channel axis from c1 to c2, read off the identity."""
+    """Return the (c2, c1) matrix that resamples the channel axis from c1 to c2."""
     basis = torch.eye(c1)[:, None]  # each channel alone, as a signal over the channel axis
     if mode == "average":
         columns = F.adaptive_avg_pool1d(basis, c2)

@@ -13,7 +13,7 @@ from yolorep.blocks.site import Site
 
 @register_block("mobileone")
 def mobileone(site: Site, *, branches: int = 4) -> dict[str, nn.Module]:
-    """MobileOne: `branches` convolutions of the dense one's size, itself included, a 1x1 scale branch and identity."""
+    """MobileOne: `branches` convolutions of the dense size, itself included, a 1x1 scale branch and identity."""
     size = site.conv.kernel_size
     again = {f"branch_conv{i}": site.conv_bn(size, site.padding_of(size)) for i in range(2, branches + 1)}  # type: ignore[arg-type]
     scale = {} if site.pointwise else {"branch_1x1": site.conv_bn(1, site.border)}

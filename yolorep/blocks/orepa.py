@@ -1,7 +1,7 @@
 """Online Convolutional Re-parameterization, Hu et al., CVPR 2022, arXiv 2204.00826.
 
-y = BN(W * x), W = sum over branches of s_i W_i, with a learned scaling vector s_i, (out,), in the place of each
-branch's batch norm. Without norms inside, the branches are linear in training too, and squeezed into W at every step.
+y = BN(W * x), W = sum over branches of s_i W_i. A learned scaling vector s_i, (out,), replaces the batch norm of each
+branch. Without norms inside, the branches are linear in training too, and are squeezed into W at every step.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def _column(scale: Any) -> Tensor:
 
 
 def _stacked_kernel(branch: Any, dense: nn.Conv2d) -> Tensor:
-    """Return the kernel of conv2(conv1(x)), with a pointwise conv1: a product over the channels between them."""
+    """Return the kernel of conv2(conv1(x)) for a pointwise conv1: a product over the channels in between."""
     groups, (out, _, *size) = dense.groups, branch.conv2.weight.shape
     second = branch.conv2.weight.reshape(groups, out // groups, -1, size[0] * size[1]).transpose(2, 3)
     first = branch.conv1.weight.reshape(groups, -1, branch.conv1.weight.shape[1])
@@ -60,7 +60,7 @@ def _stacked_kernel(branch: Any, dense: nn.Conv2d) -> Tensor:
 
 
 def _separable_kernel(branch: Any, dense: nn.Conv2d) -> Tensor:
-    """Return the kernel of pointwise(depthwise(x)), a product over the depthwise filters of each input channel."""
+    """Return the kernel of pointwise(depthwise(x)): a product over the depthwise filters of each input channel."""
     groups, out = dense.groups, dense.out_channels
     per_group, size = dense.in_channels // groups, branch.depthwise.weight.shape[2:]
     filters = branch.depthwise.weight.reshape(dense.in_channels, -1, size[0] * size[1])
@@ -99,7 +99,10 @@ def orepa(site: Site, *, expansion: int = 8) -> dict[str, nn.Module]:
 
 
 def frequency_prior(channels: int, size: tuple[int, int]) -> Tensor:
-    """(channels, kh, kw): cosines of rising frequency, over the height in one half of the channels, else the width."""
+    """Return (channels, kh, kw): cosines of rising frequency.
+
+    Over the height in the first half of the channels, over the width in the second.
+    """
     (height, width), half = size, channels / 2
     index = torch.arange(channels, dtype=torch.float64)
     rows, cols = (pi * (torch.arange(n, dtype=torch.float64) + 0.5) / n for n in (height, width))
@@ -121,7 +124,7 @@ def _prior(site: Site) -> Filter:
 
 
 def _stacked_1x1(site: Site) -> nn.Sequential:
-    """Two 1x1 convolutions, the one between equal numbers of channels beginning as the identity."""
+    """Return two 1x1 convolutions; the one with as many output as input channels starts as the identity."""
     into, out = site.conv.in_channels, site.conv.out_channels
     if out > into:
         return site.sequence(

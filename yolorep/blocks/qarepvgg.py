@@ -1,8 +1,8 @@
 """Make RepVGG Greater Again: A Quantization-aware Approach, Chu et al., AAAI 2024, arXiv 2212.01593.
 
-RepVGG's own form loses accuracy in 8 bits because the sum of normalized branches has outlying variances. The paper
-takes its batch norms away one by one:
-    S2: identity without batch norm. S3: the 1x1 branch without one, too. S4: S3 with a batch norm after the sum.
+RepVGG loses accuracy in 8 bits because the sum of normalized branches has outlying variances. The paper removes batch
+norms step by step:
+    S2: no batch norm on the identity. S3: none on the 1x1 branch either. S4: S3 with a batch norm after the sum.
 S4 is QARepVGG. S2 and S3 are its ablations.
 """
 
@@ -38,5 +38,5 @@ def _bare_1x1(site: Site) -> dict[str, nn.Module]:
 
 
 def _bare_identity(site: Site) -> dict[str, nn.Module]:
-    """The input itself, times a learned gain that starts at the paper's 1, so that it can be silent too."""
+    """Return the input times a learned gain, which starts at 1 as in the paper and can be set to 0."""
     return site.identity_branch(normalized=False)

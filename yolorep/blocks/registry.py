@@ -1,4 +1,4 @@
-"""The names under which blocks are asked for."""
+"""The registry of blocks by name."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ class Block:
     law: str
 
     def branches(self, site: Site) -> dict[str, nn.Module]:
-        """The layers beside the dense convolution: `branch_*` add to it, `dense_*` follow it.
+        """Return the layers for a site: `branch_*` are added to the dense path, `dense_*` follow the convolution on it.
 
         Raises:
-            BlockError: they do not fit beside it.
+            BlockError: they do not fit the site.
         """
         return self.declare(site)
 
     @property
     def options(self) -> dict[str, Any]:
-        """The options that the declaration takes, with their defaults."""
+        """The options of the declaration, with their defaults."""
         parameters = list(inspect.signature(self.declare).parameters.values())[1:]
         return {p.name: p.default for p in parameters}
 
@@ -54,11 +54,11 @@ SQUEEZES: dict[str, Squeeze] = {}  # by name of the block
 def register_block(
     name: str, *, law: str = "each", squeeze: Squeeze | None = None
 ) -> Callable[[Declaration], Declaration]:
-    """Make a declaration available as `block=name`. Its options are keyword parameters with a default.
+    """Register a declaration as `block=name`. Its options are keyword parameters with a default.
 
     law: how the branches, the convolution and the batch norm are combined (`yolorep.blocks.laws`).
-    squeeze: for the law `online`, the combined kernel in closed form. Without it the kernel is computed at every step
-        by the general algebra, which a compiler cannot trace.
+    squeeze: for the law `online`, the combined kernel in closed form. Without it the general algebra computes the
+        kernel at every step, which a compiler cannot trace.
 
     Raises:
         BlockError: the name is taken, or the law is unknown.
@@ -85,10 +85,14 @@ def register_block(
 
 
 def block_of(spec: str) -> Block:
-    """The block of a name, or of a name with options: 'mobileone', 'mobileone(branches=6)'.
+    """Return the block of a name, or of a name with options: 'mobileone', 'mobileone(branches=6)'.
 
     Raises:
-        BlockError: no block of that name, or an option that it does not take.
+        BlockError: an unknown block, or an option that it does not take.
+
+    Example:
+        >>> block_of("mobileone(branches=6)").law
+        'each'
     """
     match = re.fullmatch(r"(\w+)(\(.*)?", spec.strip()) if isinstance(spec, str) else None
     if match is None or match[1] not in BLOCKS:
@@ -105,8 +109,10 @@ def block_of(spec: str) -> Block:
 
 
 def check_options(block: str, identity: str) -> None:
-    """Raises:
-    BlockError: no block or no identity of that name.
+    """Check the names of a block and of an identity.
+
+    Raises:
+        BlockError: one of them is unknown.
     """
     block_of(block)
     if identity not in IDENTITIES:

@@ -15,7 +15,7 @@ from yolorep.errors import BlockError
 
 @register_block("replk")
 def replk(site: Site, *, small: int = 3) -> dict[str, nn.Module]:
-    """RepLKNet: a small kernel beside a large one, depthwise or not. Kernels that are not larger get none."""
+    """RepLKNet: a small kernel beside a large one, depthwise or not; none beside kernels up to `small`."""
     if small % 2 == 0:
         raise BlockError(f"replk(small={small}): accepted: an odd kernel size")
     if min(site.conv.kernel_size) <= small:

@@ -1,7 +1,7 @@
 """RepVGG: Making VGG-style ConvNets Great Again, Ding et al., CVPR 2021, arXiv 2101.03697.
 
-y = BN(W_kxk * x) + BN(W_1x1 * x) + BN(x); where the input cannot be added to the output, the last term is replaced by
-a 1x1 linear map with its own batch norm.
+y = BN(W_kxk * x) + BN(W_1x1 * x) + BN(x). Where the input cannot be added to the output, a 1x1 linear map with its own
+batch norm replaces the last term.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from yolorep.blocks.site import Site
 
 @register_block("repvgg")
 def repvgg(site: Site) -> dict[str, nn.Module]:
-    """Branches 1x1 and identity. Beside a dense 1x1 convolution, which already is that branch, identity alone."""
+    """RepVGG: 1x1 and identity branches; identity alone beside a 1x1 convolution, which already is the 1x1 branch."""
     pointwise = {} if site.pointwise else {"branch_1x1": site.conv_bn(1, site.border)}
     return {**pointwise, **site.identity_branch()}
 

@@ -1,4 +1,4 @@
-"""What a block is given to declare its branches with: the dense convolution, and layers cut to fit beside it."""
+"""`Site`: the dense convolution that a block declares its branches for, and constructors of fitting layers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Pair = tuple[int, int]
 
 @dataclass(frozen=True)
 class Site:
-    """A dense convolution with its batch norm, beside which a block declares branches."""
+    """A dense convolution and its batch norm. identity: as for `Conv_C3`."""
 
     conv: nn.Conv2d
     bn: _BatchNorm
@@ -25,7 +25,7 @@ class Site:
 
     @property
     def border(self) -> Pair:
-        """Padding that a 1x1 convolution needs to have the dense convolution's output size: 0 at 'same' padding.
+        """Padding with which a 1x1 convolution has the dense convolution's output size: 0 at 'same' padding.
 
         Raises:
             BlockError: there is none, as with an even kernel.
@@ -33,7 +33,7 @@ class Site:
         return self.padding_of(1)
 
     def padding_of(self, size: int | Pair) -> Pair:
-        """Padding with which a kernel of this size, dilated as the dense one, has the dense one's output size.
+        """Return the padding with which a kernel of this size, dilated as the dense one, gives the dense output size.
 
         Raises:
             BlockError: there is none, as beside an even kernel.
@@ -56,7 +56,7 @@ class Site:
 
     @property
     def depthwise(self) -> bool:
-        """Whether each input channel is filtered on its own."""
+        """Whether each input channel has its own filters."""
         return 1 < self.conv.groups == self.conv.in_channels
 
     @property
@@ -73,9 +73,9 @@ class Site:
         stride: Pair | None = None,
         groups: int | None = None,
     ) -> nn.Conv2d:
-        """A convolution without bias, of the dense one's channels, stride, dilation and groups unless told otherwise.
+        """Return a convolution without bias, with the dense one's device and dtype.
 
-        Its device and dtype are the dense one's too; a 1x1 has no dilation to speak of.
+        Channels, stride, dilation and groups are the dense one's unless given. A 1x1 convolution has dilation 1.
         """
         dense = self.conv
         into, out = channels or (dense.in_channels, dense.out_channels)
@@ -97,24 +97,24 @@ class Site:
         return self.sequence(conv=self.convolution(size, padding), bn=self.batch_norm(self.conv.out_channels))
 
     def batch_norm(self, features: int) -> _BatchNorm:
-        """A fresh batch norm of the dense one's type (SyncBatchNorm included), eps and momentum."""
+        """Return a fresh batch norm with the dense one's type (SyncBatchNorm included), eps and momentum."""
         kind: Any = type(self.bn)
         known = kind.__init__ is _BatchNorm.__init__ or kind.__module__.startswith("torch.")
         fresh = kind if known else nn.BatchNorm2d
         return fresh(features, eps=self.bn.eps, momentum=self.bn.momentum, **self.place).train(self.bn.training)
 
     def scale(self, value: float) -> Scale:
-        """A gain for each output channel, learned from `value` on."""
+        """Return a learned gain per output channel, initially `value`."""
         return Scale(self.conv.out_channels, value, **self.place)
 
     def sequence(self, **layers: nn.Module) -> nn.Sequential:
-        """Named layers one after the other, in the dense convolution's mode."""
+        """Return the named layers as a sequence, in the dense convolution's training mode."""
         return nn.Sequential(OrderedDict(layers)).train(self.bn.training)
 
     def identity_branch(self, *, normalized: bool = True) -> dict[str, nn.Module]:
-        """The branch that carries the input to the output, as `identity` asks; none for 'none'.
+        """Return the branch that carries the input to the output, as `identity` requests; empty for 'none'.
 
-        normalized: with a batch norm of its own; else with a learned gain, 1 at first.
+        normalized: end with a batch norm, else with a learned gain that starts at 1.
         """
         if self.identity == "none":
             return {}
@@ -135,7 +135,7 @@ class Site:
         return {"branch_identity": self.sequence(map=channels.to(**self.place), **last)}
 
     def asked_identity(self, *, normalized: bool = True) -> dict[str, nn.Module]:
-        """`identity_branch` for a block whose paper has none: only where `identity` names one."""
+        """Return `identity_branch` if `identity` names one, for blocks whose paper has no identity branch."""
         return {} if self.identity == "auto" else self.identity_branch(normalized=normalized)
 
     @property

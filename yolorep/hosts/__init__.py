@@ -1,4 +1,4 @@
-"""Hooks into the hosts, attached when a host module is imported. Nothing here imports a host."""
+"""Attach hooks to a host when its modules are imported. This package imports no host."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _active = False
 
 
 def install() -> None:
-    """Hook every supported host that is imported, now or later, in this process. Again does nothing."""
+    """Hook every supported host in this process, imported already or later. Calling it again does nothing."""
     global _registered, _active
     _active = True
     if not _registered:
@@ -34,7 +34,7 @@ def install() -> None:
 
 
 def uninstall() -> None:
-    """Put the hosts back as they were; a host imported from now on stays as it is, until `install`."""
+    """Restore the hosts; hosts that are imported later stay unhooked until `install`."""
     global _active
     while _attached:
         _attached.popitem()[1][1].remove()
@@ -42,7 +42,7 @@ def uninstall() -> None:
 
 
 def attached() -> list[str]:
-    """The host modules that are hooked in this process."""
+    """Return the names of the host modules that are hooked in this process."""
     return sorted(_attached)
 
 
@@ -59,9 +59,9 @@ def _attach(module: ModuleType) -> None:
 
 
 def _defer(module: ModuleType) -> None:
-    """Hook a host that imports yolorep while it is being imported itself, once that is done.
+    """Hook a host module that imports yolorep while it is being imported, as soon as its import is complete.
 
-    Nothing is called at that time but the import system's own `spec._initializing = False`.
+    At that time the import system only executes `spec._initializing = False`.
     """
 
     class Watched(ModuleSpec):

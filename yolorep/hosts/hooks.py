@@ -1,4 +1,4 @@
-"""Reversible replacement of a host module's attributes."""
+"""Reversible replacement of functions in a host."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ MARK = "__yolorep_original__"
 
 
 class Hooks:
-    """Attributes replaced in one host, put back by `remove`. Replacing an attribute twice does nothing."""
+    """Functions that are replaced in one host; `remove` restores them. Replacing a function twice does nothing."""
 
     def __init__(self) -> None:
         self._replaced: list[tuple[Any, str, Any]] = []
 
     def __bool__(self) -> bool:
-        """Whether anything is replaced."""
+        """Return whether any function is replaced."""
         return bool(self._replaced)
 
     def wrap(self, owner: Any, name: str, around: Callable[..., Any]) -> None:
@@ -37,14 +37,14 @@ class Hooks:
     def wrap_copies(
         self, module: Any, name: str, around: Callable[..., Any], importers: Iterable[ModuleType | None]
     ) -> None:
-        """`wrap`, and the same in those of `importers` that have imported the function by its name already."""
+        """Replace a function in `module` and in those of `importers` that have imported it by name."""
         function = getattr(module, name)
         for owner in (module, *importers):
             if getattr(owner, name, None) is function:
                 self.wrap(owner, name, around)
 
     def remove(self) -> None:
-        """Put every original back, the last replaced first."""
+        """Restore all original functions, in reverse order."""
         while self._replaced:
             owner, name, original = self._replaced.pop()
             setattr(owner, name, original)

@@ -1,8 +1,8 @@
-"""Hooks for other YOLO trees: their blocks are folded by yolorep before the tree fuses the model as it does.
+"""Hooks for other YOLO trees: yolorep folds their rep blocks before the tree fuses the model.
 
-YOLOv7 and YOLOv5-Lite have `models.yolo.Model.fuse`. YOLOv6 has a function, `yolov6.utils.torch_utils.fuse_model`,
-after which its scripts ask each block to deploy itself; a folded one has nothing left to do. YOLOv9 is hooked as the
-YOLOv5 tree that it grew from. In each, `yolorep.deploy(model)` does the same without a hook.
+YOLOv7 and YOLOv5-Lite have `models.yolo.Model.fuse`. YOLOv6 has a function, `yolov6.utils.torch_utils.fuse_model`; its
+scripts then ask each block to deploy itself, which does nothing for a folded block. YOLOv9 is hooked as the YOLOv5 tree
+that it grew from. Without a hook, `yolorep.deploy(model)` does the same in each of them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MARKS = ("IDetect", "RepVGGBlock")
 
 
 def attach(module: ModuleType) -> Hooks:
-    """Hook an imported `models.yolo` of YOLOv7 or YOLOv5-Lite, or YOLOv6's `torch_utils`; others are left alone."""
+    """Hook an imported `models.yolo` of YOLOv7 or YOLOv5-Lite, or YOLOv6's `torch_utils`; leave other modules alone."""
     hooks = Hooks()
     if any(hasattr(module, mark) for mark in MARKS) and hasattr(getattr(module, "Model", None), "fuse"):
         hooks.wrap(module.Model, "fuse", fuse_after_deploy)

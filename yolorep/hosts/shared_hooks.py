@@ -1,4 +1,4 @@
-"""What the hosts' hooks share."""
+"""Replacements for functions that both hosts have."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from yolorep.training.decay import decay_equivalent_kernels_
 
 
 def fuse_after_deploy(original: Any, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """`model.fuse()`: rep blocks, the host's own too, are folded; then the host fuses what is left as it does.
+    """Fold all rep blocks, including the host's own, then call the host's `fuse()`.
 
-    A host fuses a model in training mode too, with the statistics of evaluation; so are the blocks folded.
+    Hosts fuse models in training mode too, with the statistics of eval mode; the blocks are folded likewise.
     """
     with evaluating(model):
         fold_blocks_(model)
@@ -31,7 +31,7 @@ def fuse_after_deploy(original: Any, model: nn.Module, *args: Any, **kwargs: Any
 
 
 def parse_planned(original: Any, host: Host, d: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-    """A host's `parse_model`: it builds the stock model that stands in for `d`, on which the blocks are then grown."""
+    """Call a host's `parse_model` with the stock model that stands in for `d`, then grow the requested blocks on it."""
     plan = model_yaml.plan(d, host)
     if not plan.is_rep:
         return original(d, *args, **kwargs)
@@ -41,12 +41,12 @@ def parse_planned(original: Any, host: Host, d: dict[str, Any], *args: Any, **kw
 
 
 def decayed_as_asked(optimizer: Optimizer, model: nn.Module) -> Optimizer:
-    """A host's new optimizer, made to decay equivalent kernels where the YAML of the model says so.
+    """Make a host's new optimizer decay equivalent kernels if the model's YAML requests it; return the optimizer.
 
-    model: as the host has wrapped it (DDP, a compiled or a distilled model).
+    model: as wrapped by the host (DDP, a compiled or a distilled model).
 
     Raises:
-        BlockError: it says so of a model without such kernels.
+        BlockError: the YAML requests it for a model without such kernels.
     """
     yamls = (getattr(module, "yaml", None) for module in model.modules())
     if any(isinstance(yaml, dict) and yaml.get(model_yaml.EQUIVALENT_L2) for yaml in yamls):
@@ -55,10 +55,10 @@ def decayed_as_asked(optimizer: Optimizer, model: nn.Module) -> Optimizer:
 
 
 def read_yaml(file: Path, what: str) -> dict[str, Any]:
-    """The mapping in a YAML file. what: what it should be, as in 'a data YAML: accepted is ...'.
+    """Return the mapping in a YAML file. what: the expected content, as in 'a data YAML: accepted is ...'.
 
     Raises:
-        HostError: it is not YAML, or no mapping.
+        HostError: the file is not YAML, or not a mapping.
     """
     try:
         with file.open(encoding="utf-8", errors="ignore") as stream:
@@ -71,8 +71,10 @@ def read_yaml(file: Path, what: str) -> dict[str, Any]:
 
 
 def require(module: ModuleType, *names: str, supported: str) -> None:
-    """Raises:
-    HostError: `module` lacks one of the dotted names that the hooks replace.
+    """Check that `module` has the dotted names that the hooks replace.
+
+    Raises:
+        HostError: one of them is missing.
     """
     for name in names:
         try:

@@ -1,4 +1,4 @@
-"""Hosts that run a model as it is stored."""
+"""Suspend the hosts' `fuse()`, to run a model as it is stored."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from yolorep.hosts import attached
 
 @contextmanager
 def unfused() -> Iterator[None]:
-    """The hosts' `fuse` does nothing meanwhile, so that rep blocks keep their branches and batch norms stay."""
+    """Make the hosts' `fuse()` do nothing for the duration of the block, so that branches and batch norms stay."""
     modules: list[Any] = [sys.modules.get(name) for name in attached()]
     bases = [module.BaseModel for module in modules if hasattr(module, "BaseModel")]
     originals = [base.fuse for base in bases]

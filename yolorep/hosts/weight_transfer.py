@@ -1,4 +1,4 @@
-"""The hosts transfer weights by keys and shapes; here is what keeps rep blocks from losing their branches by that."""
+"""Stops key-and-shape weight transfer from dropping branches."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from yolorep.stock_layers import gains, is_stock_conv, rep_blocks
 
 
 def fitting(source: nn.Module, model: nn.Module) -> nn.Module:
-    """`source`, or a float32 copy of it in which those blocks are folded whose branches `model` has no room for.
+    """Return `source`, or a float32 copy of it with those blocks folded whose branches `model` has no place for.
 
-    Copied key by key, such a block would lose its branches, and the model another function would be trained on.
+    Copied key by key, such a block would lose its branches, and training would start from another function.
     """
     homeless = [name for name in rep_blocks(source) if not _has_room(_at(model, name), source.get_submodule(name))]
     if not homeless:
@@ -35,9 +35,9 @@ def fitting(source: nn.Module, model: nn.Module) -> nn.Module:
 
 
 def regrow_(model: nn.Module, blocks: Mapping[str, nn.Module]) -> None:
-    """Grow the blocks that `model` had, by name, again on those that are stock now, where they gain from it.
+    """Grow blocks, by name, again on layers of `model` that weight transfer replaced by stock ones, where they gain.
 
-    A class head of another kind has no layer of some names.
+    A class head of another kind may lack some of the names.
     """
     policy = (getattr(model, "yaml", None) or {}).get("rep")
     named = isinstance(policy, dict) and policy.get("select") is not None
@@ -49,10 +49,10 @@ def regrow_(model: nn.Module, blocks: Mapping[str, nn.Module]) -> None:
 
 
 def check_room(source: Mapping[str, Any], target: Mapping[str, Any]) -> None:
-    """For a host of which only state dicts are seen: whether the target has the branches of the source's blocks.
+    """Check that a target state dict has the branches of the source's blocks, for hosts that transfer state dicts.
 
     Raises:
-        HostError: it has the block's convolution, but not every branch.
+        HostError: the target has the convolution of a block, but not every branch.
     """
     homeless = sorted(
         {block for block, key in _branch_keys(source) if key not in target and f"{block}.bn.weight" in target}
@@ -66,7 +66,7 @@ def check_room(source: Mapping[str, Any], target: Mapping[str, Any]) -> None:
 
 
 def _branch_keys(state: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """(name of the block, key) of each tensor in a state dict that belongs to a branch."""
+    """Yield (name of the block, key) of each tensor in a state dict that belongs to a branch."""
     for key in state:
         parts = key.split(".")
         for place, part in enumerate(parts):
@@ -83,10 +83,9 @@ def _at(model: nn.Module, name: str) -> nn.Module | None:
 
 
 def _has_room(layer: nn.Module | None, block: Any) -> bool:
-    """Whether `layer` has every branch of `block`, of any width.
+    """Return whether `layer` has every branch of `block`, of any width.
 
-    Not where the images alone have other channels: ultralytics then makes the first kernel of the source's, of a block
-    the dense one only.
+    False if only the input channels differ: ultralytics then adapts the first kernel of the dense branch alone.
     """
     if not isinstance(layer, Conv_C3) or layer.deployed or layer.law != block.law:
         return False
@@ -95,6 +94,6 @@ def _has_room(layer: nn.Module | None, block: Any) -> bool:
 
 
 def _contents(block: nn.Module) -> set[tuple[str, str]]:
-    """The keys of what `block` learns, and the kinds of its fixed maps, which have no key."""
+    """Return the state-dict keys of `block` and the kinds of its fixed maps, which have no key."""
     maps = {(name, m.mode) for name, m in block.named_modules() if isinstance(m, ChannelMap)}
     return maps | {(key, "") for key in block.state_dict() if not key.startswith("act.")}

@@ -35,7 +35,7 @@ class Part(NamedTuple):
 
     @property
     def frozen(self) -> bool:
-        """Whether the batch norm uses its running statistics, not those of the batch."""
+        """Whether the batch norm normalizes by its running statistics instead of the batch's."""
         return not self.norm.training and self.norm.running_mean is not None
 
     @property
@@ -49,7 +49,7 @@ class Part(NamedTuple):
         return Geometry(stride, (0, 0), (1, 1), layer.groups)
 
     def output_shape(self, x: Tensor) -> tuple[int, ...]:
-        """(out, h', w') of the layer's output for x (batch, in, h, w)."""
+        """Return (out, h', w') of the layer's output for x (batch, in, h, w)."""
         if self.layer is None or self.geometry is None:
             return tuple(x.shape[1:])
         out, _, *kernel = self.layer.weight.shape
@@ -89,11 +89,11 @@ class Part(NamedTuple):
 
 
 def joint_sum(conv: nn.Conv2d, bn: _BatchNorm, branches: Iterable[nn.Module], x: Tensor) -> Tensor | None:
-    """bn(conv(x)) + sum of branch(x), (batch, in, h, w) to (batch, out, h', w'); None where that does not fit.
+    """Return bn(conv(x)) + sum of branch(x), (batch, in, h, w) to (batch, out, h', w'), or None if `fits` says no.
 
-    It fits where `fits` says so of the convolutions, channel maps and identities that have a batch norm each, with at
-    least one beside the dense convolution. Branches of other kinds are added as they are. Differentiable once: a second
-    derivative raises torch's own error for that.
+    The joint step covers convolutions, channel maps and identities that have a batch norm each, with at least one of
+    them beside the dense convolution. Branches of other kinds are added as they are. The result can be differentiated
+    once; a second derivative raises torch's error for it.
     """
     every = [(branch, part_of(branch)) for branch in branches]
     dense, extra = _part(conv, bn), [part for _, part in every if part is not None]
@@ -116,7 +116,7 @@ def pays(x: Tensor) -> bool:
 
 
 def part_of(branch: nn.Module) -> Part | None:
-    """A branch as layer and batch norm, where it is exactly what its types say; None for any other."""
+    """Return a branch as layer and batch norm if it computes exactly what its types say, else None."""
     if not _is_plain(branch, nn.Sequential):
         return _part(None, branch)
     layers = list(branch.children())
@@ -124,11 +124,10 @@ def part_of(branch: nn.Module) -> Part | None:
 
 
 def fits(parts: Sequence[Part], x: Tensor) -> bool:
-    """Whether the sum of these branches of x can be computed together, with what the separate form would give.
+    """Return whether the joint step gives what the separate form gives for these branches of x.
 
-    Not where something else sees the separate operations (a compiler, a tracer, a function transform, hooks on all
-    modules), the batch norms talk to other processes, or shapes and dtypes do not meet: then the separate form works,
-    or says what is wrong.
+    It does not if a compiler, a tracer, a function transform or global module hooks see the separate operations, if the
+    batch norms communicate with other processes, or if shapes and dtypes do not match.
     """
     seen = torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
     if seen or module_hooks._has_any_global_hook() or type(x) not in (Tensor, nn.Parameter):
@@ -155,20 +154,20 @@ def _part(layer: nn.Module | None, norm: nn.Module) -> Part | None:
 
 
 def _is_plain(module: nn.Module, *kinds: type) -> bool:
-    """Whether nothing but the type decides what the module computes: no subclass, hook or forward of its own."""
+    """Return whether the type alone decides what the module computes: no subclass, hook or overridden forward."""
     own = vars(module)
     return type(module) in kinds and "forward" not in own and not any(own[name] for name in HOOKS)
 
 
 def _is_shared(norm: _BatchNorm) -> bool:
-    """Whether the batch norm takes its statistics over several processes."""
+    """Return whether the batch norm computes its statistics over several processes."""
     if not isinstance(norm, nn.SyncBatchNorm) or not norm.training or not dist.is_available():
         return False
     return dist.is_initialized() and dist.get_world_size(norm.process_group or dist.group.WORLD) > 1
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:
-    """What convolutions of x compute in: autocast's dtype, except for float64."""
+    """Return the dtype that convolutions of x compute in: autocast's, except for float64."""
     kind = x.device.type
     if not torch.is_autocast_enabled(kind) or x.dtype == torch.float64:
         return x.dtype
@@ -176,7 +175,7 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
 
 
 def _dtypes_meet(parts: Sequence[Part], x: Tensor) -> bool:
-    """Whether every operation has one dtype, or a half one with batch norms in float32."""
+    """Return whether all operations have one dtype, or a half dtype with batch norms in float32."""
     dtype = _compute_dtype(x)
     cast = torch.is_autocast_enabled(x.device.type)
     for layer, norm in parts:

@@ -1,4 +1,4 @@
-"""What a strided 1x1 convolution reads of its input, for where torch must not be given more than that."""
+"""A guard against reads past the end of the input in the backward pass of strided 1x1 convolutions."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ NARROW = 16  # channels, from which on oneDNN reads its input right
 
 
 def overread(layer: nn.Module | None, x: Tensor) -> bool:
-    """Whether the backward pass of `layer` would read past the end of x, (batch, in, h, w).
+    """Return whether the backward pass of `layer` would read past the end of x, (batch, in, h, w).
 
-    On a CPU torch 2.14 (oneDNN) does so, and the process dies, where the stride of a 1x1 convolution leaves rows or
-    columns over at the end and x is in channels_last, with few channels, as at the first layer of a model. A compiler
-    chooses that layout by itself.
+    On a CPU torch 2.14 (oneDNN) does so, and the process dies, if the stride of a 1x1 convolution leaves rows or
+    columns over at the end and x is in channels_last with few channels, as at the first layer of a model. A compiler
+    may choose that layout by itself.
     """
     if not isinstance(layer, nn.Conv2d) or layer.kernel_size != (1, 1) or layer.padding != (0, 0):
         return False
@@ -25,7 +25,7 @@ def overread(layer: nn.Module | None, x: Tensor) -> bool:
 
 
 def pixels_read(branch: nn.Module, x: Tensor) -> Tensor:
-    """x for `branch`: up to the last pixel that it reads where x would be overread, else x as it is."""
+    """Return x cropped to the last pixel that `branch` reads if x would be overread, else x unchanged."""
     first = branch[0] if isinstance(branch, nn.Sequential) and len(branch) else branch
     if not overread(first, x):
         return x
@@ -34,5 +34,5 @@ def pixels_read(branch: nn.Module, x: Tensor) -> Tensor:
 
 
 def _read(layer: nn.Conv2d, x: Tensor) -> tuple[int, ...]:
-    """Height and width of x up to the last pixel that an unpadded 1x1 convolution reads."""
+    """Return height and width of x up to the last pixel that an unpadded 1x1 convolution reads."""
     return tuple((n - 1) // s * s + 1 for n, s in zip(x.shape[2:], layer.stride, strict=True))

@@ -1,4 +1,4 @@
-"""Hooks for the `ultralytics` package: YAML rows and policy reach `parse_model`, and `fuse` deploys first."""
+"""Hooks for the models of `ultralytics`: rep rows and policies reach `parse_model`, and `fuse` deploys first."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def attach(tasks: ModuleType) -> Hooks:
     """Hook the imported module `ultralytics.nn.tasks`.
 
     Raises:
-        HostError: this version has no place for a hook.
+        HostError: this version lacks a function that is hooked.
     """
     require(tasks, "parse_model", "check_yaml", "BaseModel.fuse", "BaseModel.load", supported=ULTRALYTICS.supported)
     hooks = Hooks()
@@ -37,7 +37,7 @@ def _parse_model(original: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _load(original: Any, model: nn.Module, weights: Any, *args: Any, **kwargs: Any) -> Any:
-    """`load` goes by keys and shapes, and puts the source's class layers in the place of the head's, as they are."""
+    """Keep the branches when `load` copies by keys and shapes and replaces the head's class layers by the source's."""
     blocks = {name: model.get_submodule(name) for name in rep_blocks(model)}
     source = (weights.get("ema") or weights["model"]) if isinstance(weights, dict) else weights
     if isinstance(source, nn.Module):

@@ -1,4 +1,4 @@
-"""Training on several devices with ultralytics: the processes that it starts by a script of its own have the hooks."""
+"""Hooks for training on several devices with `ultralytics`: the processes that it starts have the hooks too."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def attach(dist: ModuleType) -> Hooks:
     """Hook the imported module `ultralytics.utils.dist`.
 
     Raises:
-        HostError: this version has no place for a hook.
+        HostError: this version lacks a function that is hooked.
     """
     require(dist, "generate_ddp_file", "ddp_cleanup", supported=ULTRALYTICS.supported)
     hooks = Hooks()
@@ -36,7 +36,7 @@ def attach(dist: ModuleType) -> Hooks:
 
 
 def _generate(original: Any, trainer: Any, *args: Any, **kwargs: Any) -> Any:
-    """The host's script, which begins with the hooks: they find a model that is named by a shipped YAML."""
+    """Return the host's script with the hooks installed first, so that it finds models by shipped names."""
     file = original(trainer, *args, **kwargs)
     script = Path(file)
     text = script.read_text(encoding="utf-8")
@@ -60,7 +60,7 @@ def _preamble() -> str:
 
 
 def _with_model(script: str, model: nn.Module, state: Path) -> str:
-    """The script of a host before 8.4, which would build the model from its file again, as it was before `rep=`."""
+    """Return the script of a host before 8.4, changed to load the expanded model instead of building a stock one."""
     before, found, after = script.partition(TRAIN)
     if not found:
         raise HostError(f"ultralytics' script for several devices has no {TRAIN}; supported: {ULTRALYTICS.supported}")
@@ -78,5 +78,5 @@ def _clean_up(original: Any, trainer: Any, file: Any, *args: Any, **kwargs: Any)
 
 
 def _state(file: Any) -> Path:
-    """Where the processes find the model: beside the script, as in the host since 8.4."""
+    """Return the path of the model for the processes: beside the script, as in the host since 8.4."""
     return Path(file).with_suffix(".pt")

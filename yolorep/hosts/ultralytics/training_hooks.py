@@ -1,4 +1,4 @@
-"""Hooks for training with ultralytics: `train` knows `yolorep.hosts.train_options`, and optimizers decay as asked."""
+"""Hooks for training with `ultralytics`: `train` takes the options of `yolorep.hosts.train_options`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def attach(engine: ModuleType) -> Hooks:
     """Hook the imported module `ultralytics.engine.model` or `ultralytics.engine.trainer`.
 
     Raises:
-        HostError: this version has no place for a hook.
+        HostError: this version lacks a function that is hooked.
     """
     hooks = Hooks()
     if engine.__name__.endswith(".model"):
@@ -41,7 +41,7 @@ def attach(engine: ModuleType) -> Hooks:
 
 @contextmanager
 def options_of_command(given: Mapping[str, Any]) -> Iterator[None]:
-    """Have `YOLO.train` take these options too for the duration of the block, past the host's own command line."""
+    """Pass options to `YOLO.train` around the host's command line, for the duration of the block."""
     token = _command.set(given)
     try:
         yield
@@ -79,10 +79,10 @@ def _tune(original: Any, yolo: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _as_asked(model: nn.Module, options: train_options.TrainOptions) -> Any:
-    """A copy of the model, expanded where that is asked for, and its YAML as asked; the layers may be shared.
+    """Return a copy of the model, expanded if requested, with the request in its YAML; layers may be shared.
 
     Raises:
-        UsageError, BlockError, HostError: it cannot be what is asked for.
+        UsageError, BlockError, HostError: the request cannot be met.
     """
     result: Any = copy(model)
     if options.policy is not None and options.expands(result.yaml, ULTRALYTICS):
@@ -95,7 +95,7 @@ def _as_asked(model: nn.Module, options: train_options.TrainOptions) -> Any:
 
 
 def _from_yaml(trainer: Any, yaml: dict[str, Any]) -> Any:
-    """`trainer`, with a model of this dictionary: given a YAML's name, it would read the file again."""
+    """Return `trainer` with a model of this dictionary; given a YAML's name, it would read the file again."""
 
     def construct(*args: Any, **kwargs: Any) -> Any:
         made = trainer(*args, **kwargs)
