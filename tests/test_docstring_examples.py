@@ -27,6 +27,7 @@ def examples(module: ModuleType) -> list[doctest.DocTest]:
 @pytest.mark.parametrize("name", modules())
 def test_examples_of_a_module_run(name: str) -> None:
     module = importlib.import_module(name)
+    importlib.import_module("ultralytics")  # it tells of its settings when it is imported for the first time
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
     for test in examples(module):
         runner.run(test)

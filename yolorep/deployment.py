@@ -41,8 +41,8 @@ def deploy(model: Model, *, inplace: bool = False) -> Model:
         >>> deploy(Conv_C3(4, 4).eval())
         Conv_C3(
           deployed
-          (act): SiLU()
           (conv): Conv2d(4, 4, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1))
+          (act): SiLU()
         )
     """
     model = model if inplace else deepcopy(model)
