@@ -9,7 +9,8 @@ from yolorep.blocks import BLOCKS
 
 def drawings() -> dict[str, str]:
     """File name in docs/pictures to SVG."""
-    blocks = {f"block-{name}.svg": draw_blocks.draw(name) for name in BLOCKS}
+    ours = [name for name, block in BLOCKS.items() if block.declare.__module__.startswith("yolorep.")]
+    blocks = {f"block-{name}.svg": draw_blocks.draw(name) for name in ours}
     return {**blocks, "speed.svg": draw_speed.draw()}
 
 

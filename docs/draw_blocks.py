@@ -118,7 +118,7 @@ def _deployed(drawing: Drawing, x: float, block: Conv_C3, last: float) -> None:
 
 
 def size_of(layer: nn.Conv2d | Filter) -> str:
-    """A kernel's height and width, as in 3×3."""
+    """A kernel's height and width, as in 3x3."""
     return TIMES.join(map(str, layer.weight.shape[-2:]))
 
 

@@ -1,8 +1,8 @@
 """Draws what a model finds before and after it is deployed: `python -m docs.draw_detections DATA REP DEPLOYED`.
 
-DATA: the data.yaml of a detection data set. REP, DEPLOYED: a rep checkpoint of ultralytics and what `yolorep deploy` made
-of it. The deployed one runs in a process in which yolorep cannot be imported. Writes docs/pictures/detections.jpg, and
-what it counted to benchmarks/results/detections.json.
+DATA: the data.yaml of a detection data set. REP, DEPLOYED: a rep checkpoint of ultralytics, and the file that
+`yolorep deploy` wrote from it. The deployed model runs in a process in which yolorep cannot be imported. Writes the
+picture docs/pictures/detections.jpg and the counts benchmarks/results/detections.json.
 """
 
 from __future__ import annotations

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import html
+import logging
 import re
 from functools import cache
 from typing import Any
 
-from examples import Example, examples  # this folder, which MkDocs puts on the path
+from examples import Example, examples, to_run  # this folder, which MkDocs puts on the path
 
+log = logging.getLogger("mkdocs.hooks.yolorep")
 SHORT = 14  # lines of output that are shown without a click
 SCREEN = {"COLUMNS": "96", "TERM": "dumb", "NO_COLOR": "1"}
 COMMANDS = "<!-- every command -->"
@@ -26,6 +28,8 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
             lines[example.start : example.end] = screen(example)
         elif example.recording.is_file():
             lines[example.end : example.end] = recorded(example, OUTPUT[language(page)])
+        elif example in to_run(markdown):
+            log.info(f"{page.file.src_uri}:{example.start + 1}: no recorded output; run `pytest tests/docs` first")
     return "\n".join(lines)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,9 @@ from docs.examples import ROOT, RUN, Example, examples, to_run
 from tests.docs.commands import command_lines, run_script, run_shell, small
 
 PAGES = sorted(path for path in (ROOT / "docs").rglob("*.md") if "zh" not in path.relative_to(ROOT).parts)
+# Commands of a host are run once, whichever page shows them again: nothing on a page depends on their results.
+ONCE = re.compile(r"^(yolo|yolorep (train|val|predict|export|yolov5|bench)) ")
+TRAINS = re.compile(r"^(yolo|yolorep|yolorep yolov5) train|\.train\(", re.MULTILINE)
 ENGLISH = [ROOT / "README.md", *PAGES]
 CHINESE = [ROOT / "README.zh-CN.md", *sorted((ROOT / "docs" / "zh").rglob("*.md"))]
 
@@ -18,29 +23,45 @@ def _name(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
 
 
+@pytest.fixture(scope="session")
+def ran() -> dict[str, str]:
+    """Commands of a host that ran already, and what they printed."""
+    return {}
+
+
 @pytest.mark.parametrize("page", [page for page in ENGLISH if to_run(page.read_text())], ids=_name)
-def test_page_runs(page: Path, workshop: Path) -> None:
+def test_page_runs(page: Path, workshop: Path, ran: dict[str, str]) -> None:
     """In a folder that holds what the page's reader has: images, a data.yaml, weights, a trained checkpoint."""
     for example in to_run(page.read_text()):
-        _run(example, f"{_name(page)}:{example.start + 1}", workshop)
+        text = "\n".join(filter(None, _outputs(example, f"{_name(page)}:{example.start + 1}", workshop, ran)))
+        example.recording.parent.mkdir(parents=True, exist_ok=True)
+        example.recording.write_text(text)
 
 
-def _run(example: Example, where: str, folder: Path) -> None:
-    printed = []
-    if example.language == "python":
-        commands = [(example.code, run_script)]
-    else:
-        commands = [(line, run_shell) for line in command_lines(example.code)]
-    for index, (command, run) in enumerate(commands):
-        expected = example.exit if index == len(commands) - 1 else 0
-        code, output = run(small(command), folder)
-        assert code == expected, f"{where}: exit code {code}, not {expected}, from\n{command}\n{output[-4000:]}"
-        assert "Traceback" not in output, f"{where}: {command}\n{output[-4000:]}"
-        printed.append(output)
-    text = "\n".join(filter(None, printed))
-    print(f"--- {where}\n{example.code}--- prints\n{text}\n")
-    example.recording.parent.mkdir(parents=True, exist_ok=True)
-    example.recording.write_text(text)
+def _outputs(example: Example, where: str, folder: Path, ran: dict[str, str]) -> Iterator[str]:
+    """What each command of an example prints."""
+    script = example.language == "python"
+    commands = [example.code] if script else list(command_lines(example.code))
+    for index, command in enumerate(commands):
+        run = small(example.language, command)
+        if run in ran:
+            yield ran[run]
+            continue
+        before = _trained(folder)
+        code, printed = run_script(run, folder) if script else run_shell(run, folder)
+        print(f"--- {where}\n{command}\n--- prints\n{printed}\n")
+        assert code == (example.exit if index == len(commands) - 1 else 0), f"{where}: exit code {code}: {command}"
+        assert "Traceback" not in printed, f"{where}: {command}"
+        if TRAINS.search(command) and not example.exit:
+            assert _trained(folder) != before, f"{where}: nothing was trained by {command}"
+        if ONCE.search(command):
+            ran[run] = printed
+        yield printed
+
+
+def _trained(folder: Path) -> set[tuple[Path, int]]:
+    """Every checkpoint of a training run, with the time at which it was written."""
+    return {(file, file.stat().st_mtime_ns) for file in (folder / "runs").rglob("last.pt")}
 
 
 @pytest.mark.parametrize("page", CHINESE, ids=_name)
