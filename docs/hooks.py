@@ -12,8 +12,9 @@ from examples import Example, examples, to_run  # this folder, which MkDocs puts
 
 log = logging.getLogger("mkdocs.hooks.yolorep")
 SHORT = 14  # lines of output that are shown without a click
-SCREEN = {"COLUMNS": "96", "TERM": "dumb", "NO_COLOR": "1"}
+SCREEN = {"COLUMNS": "80", "TERM": "dumb", "NO_COLOR": "1"}
 COMMANDS = "<!-- every command -->"
+BETWEEN = re.compile("(?<=[\u3000-\u303f\uff00-\uffef\u4e00-\u9fff])\n(?=[\u4e00-\u9fff])")  # Chinese lines
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 OUTPUT = {"en": "Output", "zh": "输出"}
 
@@ -30,7 +31,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
             lines[example.end : example.end] = recorded(example, OUTPUT[language(page)])
         elif example in to_run(markdown):
             log.info(f"{page.file.src_uri}:{example.start + 1}: no recorded output; run `pytest tests/docs` first")
-    return "\n".join(lines)
+    return BETWEEN.sub("", "\n".join(lines))  # a line break would be shown as a space
 
 
 def on_page_content(content: str, **_: Any) -> str:
