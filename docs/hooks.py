@@ -13,6 +13,7 @@ from examples import Example, examples, to_run  # this folder, which MkDocs puts
 log = logging.getLogger("mkdocs.hooks.yolorep")
 SHORT = 14  # lines of output that are shown without a click
 SCREEN = {"COLUMNS": "80", "TERM": "dumb", "NO_COLOR": "1"}
+HOST_HELP = "    Arguments received: "  # where ultralytics' own help begins
 COMMANDS = "<!-- every command -->"
 BETWEEN = re.compile("(?<=[\u3000-\u303f\uff00-\uffef\u4e00-\u9fff])\n(?=[\u4e00-\u9fff])")  # Chinese lines
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
@@ -67,29 +68,39 @@ def screen(example: Example) -> list[str]:
 
 @cache
 def printed(arguments: str) -> str:
-    """What `yolorep ARGUMENTS` prints.
+    """What `yolorep ARGUMENTS` prints, without what a host adds.
 
     Raises:
-        SystemExit: the command fails, so that a page that names a command or option of the past is noticed.
+        SystemExit: the command fails, so that a page that names an option of the past is noticed.
     """
     from typer.testing import CliRunner
 
     from yolorep.cli import app
 
+    name, *_ = arguments.split()
+    if name not in commands():
+        log.info(f"`yolorep {name}` is not a command of this version; its help is left out")
+        return "(not in this version)"
     result = CliRunner(env=SCREEN).invoke(app, arguments.split(), prog_name="yolorep")
     if result.exit_code:
         raise SystemExit(f"docs: `yolorep {arguments}` ended with exit code {result.exit_code}:\n{result.output}")
-    return "\n".join(line.rstrip() for line in result.output.strip().splitlines())
+    text = result.output.partition(HOST_HELP)[0]
+    return "\n".join(line.rstrip() for line in text.strip().splitlines())
 
 
-def every_command() -> str:
-    """One section for each registered command, with its help."""
+def commands() -> dict[str, Any]:
+    """The registered commands by name."""
     from typer.main import get_command
 
     from yolorep.cli import app
 
+    return get_command(app).commands  # type: ignore[attr-defined]
+
+
+def every_command() -> str:
+    """One section for each registered command, with its help."""
     sections = []
-    for name, command in sorted(get_command(app).commands.items()):  # type: ignore[attr-defined]
+    for name, command in sorted(commands().items()):
         if command.add_help_option:
             text = f"```console\n$ yolorep {name} --help\n```"
         else:
