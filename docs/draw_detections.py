@@ -11,9 +11,11 @@ import json
 import subprocess
 import sys
 from datetime import datetime, timezone
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -103,8 +105,11 @@ def main(data: Path, rep: Path, deployed: Path) -> None:
     images = (data.parent / content["val"]).resolve()
     before = detect(rep, images, deployed=False)
     after = detect(deployed, images, deployed=True)
+    train_args = torch.load(rep, map_location="cpu", weights_only=False)["train_args"]
     record = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "packages": {name: version(name) for name in ("yolorep", "ultralytics", "torch")},
+        "checkpoint": {name: train_args[name] for name in ("model", "epochs", "imgsz", "batch", "nbs", "seed")},
         "data": data.parent.name,
         "imgsz": IMGSZ,
         "confidence": CONFIDENCE,
