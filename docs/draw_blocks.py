@@ -13,8 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from docs.svg import GREY, HEIGHT, WIDTH, Drawing
 from yolorep.blocks import BNPad2d, ChannelMap, Conv_C3, Filter, Scale
-from yolorep.blocks.conv_c3 import BRANCH
 
+BRANCH, DENSE = "branch_", "dense_"  # what the names of a block's layers begin with
 GAP, STEP = 16, 44  # between columns, from box to box
 MARGIN, TOP = 20, 84
 TIMES = "\N{MULTIPLICATION SIGN}"
@@ -48,10 +48,12 @@ def layers(module: nn.Module, name: str = "") -> list[tuple[str, str]]:
 
 def columns(block: Conv_C3) -> list[list[tuple[str, str]]]:
     """The dense path first, then one list of layers for each branch."""
-    dense = [layer for _, module in block.dense_path() for layer in layers(module)]
+    children = dict(block.named_children())
+    dense = [layer for name, child in children.items() if name.startswith(("conv", DENSE)) for layer in layers(child)]
     if block.law == "each":
         dense += layers(block.bn)
-    return [dense, *(layers(branch, name.removeprefix(BRANCH)) for name, branch in block.branches())]
+    branches = {name.removeprefix(BRANCH): child for name, child in children.items() if name.startswith(BRANCH)}
+    return [dense, *(layers(child, name) for name, child in branches.items())]
 
 
 def draw(name: str) -> str:

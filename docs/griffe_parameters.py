@@ -1,4 +1,4 @@
-"""Reads yolorep's docstrings for the API reference: `name: what it is.` becomes a list of parameters or attributes.
+"""Reads yolorep's docstrings for the API reference: `name: description.` becomes a list of parameters or attributes.
 
 The docstrings name parameters in prose, several to a line. mkdocstrings knows Google's sections, so each paragraph that
 begins with parameters is rewritten into one. Names are taken as such only where the function, or the class, has them.
@@ -12,6 +12,8 @@ from typing import Any
 from griffe import Class, Docstring, Extension, Function
 
 START = re.compile(r"(?:^|(?<=[.:] ))(\w+(?:, \w+)*): (?=\S)", re.MULTILINE)
+
+EXAMPLE = re.compile(r"^Example:(?=\n\s+>>>)", re.MULTILINE)
 
 
 class Parameters(Extension):
@@ -33,7 +35,7 @@ class Parameters(Extension):
 def _rewrite(docstring: Docstring | None, names: set[str], title: str) -> None:
     if docstring is None:
         return
-    paragraphs = docstring.value.split("\n\n")
+    paragraphs = EXAMPLE.sub("Examples:", docstring.value).split("\n\n")
     rewritten = [_section(paragraph, names, title) for paragraph in paragraphs]
     docstring.value = "\n\n".join(part for parts in rewritten for part in parts)
 

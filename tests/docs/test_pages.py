@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from inspect import ismodule
 from pathlib import Path
 
 import pytest
 
+import yolorep
 from docs.examples import ROOT, RUN, Example, examples, to_run
 from tests.docs.commands import command_lines, run_script, run_shell, small
 
@@ -76,3 +78,9 @@ def test_skipped_examples_are_few_and_say_why() -> None:
     skipped = {e.skip for page in ENGLISH for e in examples(page.read_text()) if e.skip}
     print("\n".join(sorted(skipped)))
     assert all(len(reason) > 8 for reason in skipped)
+
+
+def test_reference_has_every_public_name() -> None:
+    page = (ROOT / "docs" / "reference" / "python.md").read_text().splitlines()
+    public = [name for name in yolorep.__all__ if not name.startswith("_") and not ismodule(getattr(yolorep, name))]
+    assert [name for name in public if f"::: yolorep.{name}" not in page] == []
