@@ -29,12 +29,7 @@ def committed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the files that a fresh checkout has."""
     if not (ROOT / ".git").exists():
         pytest.skip("not a git checkout: there is no list of files to compare with")
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        check=True,
-    )
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True)
     copy = tmp_path_factory.mktemp("checkout")
     for name in filter(None, listed.stdout.decode().split("\0")):
         if (ROOT / name).is_file():
