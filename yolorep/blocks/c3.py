@@ -27,7 +27,7 @@ class Bottleneck(nn.Module):
         >>> block = Bottleneck(8, 8).eval()
         >>> block._switch_to_deploy()
         >>> [name for name, _ in block.cv2.named_children()]
-        ['act', 'conv']
+        ['conv', 'act']
     """
 
     def __init__(
