@@ -16,7 +16,8 @@ from types import ModuleType
 from typing import Any
 
 from yolorep.errors import HostError
-from yolorep.hosts.offline import go_offline, keep_tree_offline
+from yolorep.hosts.offline import guard_hosts
+from yolorep.hosts.yolov5 import old_trees
 from yolorep.hosts.yolov5.tree import check_unmixed, find_tree
 
 ENVIRONMENT = {
@@ -44,9 +45,9 @@ def make_runnable(repo: Path | None = None) -> Path:
     """
     tree = find_tree(repo)
     check_unmixed(tree)
-    go_offline()
-    keep_tree_offline()
+    guard_hosts()
     stand_in()
+    old_trees.register()
     if str(tree) not in sys.path:
         sys.path.insert(0, str(tree))
     return tree
