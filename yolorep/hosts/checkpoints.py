@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from copy import deepcopy
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from yolorep.errors import CheckpointError
 from yolorep.hosts import restricted_pickle
 from yolorep.hosts.damaged_files import check_whole
 from yolorep.hosts.offline import go_offline
+from yolorep.hosts.suspended_fuse import unfused
 from yolorep.hosts.yolov5.compat import tree_modules
 from yolorep.hosts.yolov5.tree import find_tree
 from yolorep.paths import exists, is_dir, is_file
@@ -74,8 +76,16 @@ def load(path: Path, repo: Path | None = None) -> Checkpoint:
             f"{path} holds no model but {type(model).__name__}; accepted: a checkpoint of either host"
         )
     if experimental is not None:
-        model = experimental.attempt_load(str(path), fuse=False)  # brings a model of an older tree up to date
+        model = _up_to_date(experimental, path)
     return Checkpoint(path, host, content, model.float().eval())
+
+
+def _up_to_date(experimental: Any, path: Path) -> nn.Module:
+    """A model of an older tree, as this tree's `attempt_load` repairs it; unfused."""
+    if "fuse" in inspect.signature(experimental.attempt_load).parameters:
+        return experimental.attempt_load(str(path), fuse=False)
+    with unfused():  # v5.0
+        return experimental.attempt_load(str(path))
 
 
 def host_of(path: Path) -> str:
@@ -118,6 +128,21 @@ def check_model_file(path: Path) -> str:
     with path.open("rb") as file:
         legacy = file.read(1) == b"\x80"
     return "" if legacy else host_of(path)
+
+
+def check_resumes(path: Path) -> None:
+    """Refuse to resume a run from a checkpoint of one that has ended, or that deploy or expand has written.
+
+    Raises:
+        CheckpointError: it is such a file, damaged, or not a checkpoint.
+        UsageError: the system does not let the path be opened.
+    """
+    check_whole(path)
+    if is_file(path) and restricted_pickle.plain_values(path).get("epoch", -1) == -1:
+        raise CheckpointError(
+            f"{path} is of a run that has ended, or written by yolorep: there is nothing to resume; accepted: the "
+            "last.pt of a run that was interrupted. To train it further, start a new run from it"
+        )
 
 
 def halved(model: nn.Module) -> nn.Module:

@@ -100,6 +100,41 @@ def load(path: Path) -> Any:
         ) from None
 
 
+def plain_values(path: Path) -> dict[str, Any]:
+    """Read the numbers, texts and None in a checkpoint's dictionary, such as `epoch`, without importing anything.
+
+    Raises:
+        CheckpointError: it is not a file of torch.save.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=False, pickle_module=_INERT)
+    except Exception:  # whatever an unpickler meets in a file that is not its own
+        raise CheckpointError(f"{path} is not a PyTorch checkpoint") from None
+    items = content.items() if isinstance(content, dict) else ()
+    return {key: value for key, value in items if value is None or isinstance(value, (bool, int, float, str))}
+
+
+class _Inert(dict):
+    """Stands in for every class and function that a pickle names, and does nothing."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__()
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+    def append(self, item: Any) -> None:
+        pass
+
+    def extend(self, items: Any) -> None:
+        pass
+
+
+class _InertUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        return _Inert
+
+
 class _RefusedName(pickle.UnpicklingError):
     pass
 
@@ -142,7 +177,11 @@ def _method(owner: Any, name: str) -> Any:
     return found
 
 
-# What torch.load takes for the module `pickle`.
-_PICKLE: Any = SimpleNamespace(
-    __name__=__name__, Unpickler=_Unpickler, load=lambda file, **kwargs: _Unpickler(file).load()
-)
+def _as_pickle(unpickler: type[pickle.Unpickler]) -> Any:
+    """What torch.load takes in place of the module `pickle`."""
+    return SimpleNamespace(
+        __name__=__name__, Unpickler=unpickler, load=lambda file, **options: unpickler(file, **options).load()
+    )
+
+
+_PICKLE, _INERT = _as_pickle(_Unpickler), _as_pickle(_InertUnpickler)

@@ -10,7 +10,7 @@ from traceback import walk_tb
 
 from yolorep.errors import HostError, UsageError, first_line
 from yolorep.hosts import data_downloads, train_options
-from yolorep.hosts.checkpoints import check_model_file
+from yolorep.hosts.checkpoints import check_model_file, check_resumes
 from yolorep.hosts.damaged_files import check_whole
 from yolorep.hosts.needs import missing_file, needed
 from yolorep.hosts.offline import guard_hosts
@@ -60,12 +60,15 @@ def check_files(mode: str, arguments: Sequence[str]) -> None:
         CheckpointError: a file is damaged; `model=` holds no model of ultralytics.
         UsageError: `model=` is a checkpoint of a YOLOv5 tree.
     """
-    for argument in arguments:
-        name, _, value = argument.partition("=")
+    pairs = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+    resumed = pairs.get("resume", "")
+    for name, value in pairs.items():
         path = Path(value)
         if path.suffix != ".pt":
             continue
         check_whole(path)
+        if name == "resume" or (name == "model" and resumed.lower() == "true"):
+            check_resumes(path)
         if name != "model" or not path.is_file() or path.name.lower().startswith(WITHOUT_MODEL):
             continue
         if check_model_file(path) == "yolov5":

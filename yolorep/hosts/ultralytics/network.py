@@ -11,11 +11,14 @@ from typing import Any
 
 import wrapt
 
+from yolorep.console import say_once
 from yolorep.hosts.data_downloads import may_run, report
 from yolorep.hosts.hooks import Hooks
 from yolorep.hosts.offline import is_offline, lends_font, lent_font
 from yolorep.hosts.reachability import check_reachable, is_reachable
 from yolorep.hosts.shared_hooks import read_yaml
+
+API = "https://api.github.com"
 
 
 def register() -> None:
@@ -48,7 +51,14 @@ def _safe_download(original: Any, url: Any, file: Any = None, dir: Any = None, *
 
 def _get_github_assets(original: Any, *args: Any, **kwargs: Any) -> Any:
     """Return no assets, as the host does since 8.4 where it gets no answer; before, it ends in a traceback."""
-    return ("", []) if is_offline() or not is_reachable("https://api.github.com") else original(*args, **kwargs)
+    if is_offline():
+        return "", []
+    try:
+        check_reachable(API)
+    except ConnectionError as error:
+        say_once(f"the list of models to download is not here: {error}")
+        return "", []
+    return original(*args, **kwargs)
 
 
 def _is_url(original: Any, url: Any, check: bool = False) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 from yolorep.errors import HostError, UsageError
 from yolorep.hosts import data_downloads
-from yolorep.hosts.checkpoints import check_model_file
+from yolorep.hosts.checkpoints import check_model_file, check_resumes
 from yolorep.hosts.damaged_files import check_whole
 from yolorep.hosts.offline import is_offline
 from yolorep.hosts.shared_hooks import read_yaml
@@ -37,7 +37,9 @@ def check(script: str, arguments: Sequence[str], tree: Path) -> None:
         elif option == "--data" and script in TRAINS[:2] and Path(value).suffix in (".yaml", ".yml"):
             _check_images(Path(value), tree)
         elif option == "--resume" and value.endswith(".pt"):
-            _check_resumes(Path(value))
+            if not exists(Path(value)):
+                raise HostError(f"--resume {value}: no such file; accepted: the last.pt of an interrupted run")
+            check_resumes(Path(value))
 
 
 def values(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -84,10 +86,3 @@ def _check_images(file: Path, tree: Path) -> None:
 def folder_of(content: dict[str, Any], file: Path, tree: Path) -> Path:
     """The folder that a data YAML's paths are below: its `path:`, from the tree's root, or the folder of the file."""
     return tree / str(content["path"]) if content.get("path") else file.resolve().parent
-
-
-def _check_resumes(path: Path) -> None:
-    """Refuse a checkpoint that deploy or expand has written, or of a run that has ended, without unpickling it."""
-    if not exists(path):
-        raise HostError(f"--resume {path}: no such file; accepted: the last.pt of a run that was interrupted")
-    check_whole(path)

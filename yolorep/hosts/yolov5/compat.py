@@ -60,6 +60,8 @@ def tree_modules(repo: Path | None, *names: str) -> list[ModuleType]:
         HostError: there is no such tree, another one is already imported, or it needs a module that is not here.
     """
     tree = make_runnable(repo)
+    if not (tree / "utils" / "dataloaders.py").is_file():
+        names = tuple("utils.datasets" if name == "utils.dataloaders" else name for name in names)  # before v6.2
     published = "yolov5." if (tree / "__init__.py").is_file() else ""
     try:
         return [import_module(published + name) for name in ("models.yolo", *names)][1:]

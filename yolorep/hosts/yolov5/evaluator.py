@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from yolorep.hosts.predictions import Answer, task_of
+from yolorep.hosts.shared_hooks import require
 from yolorep.hosts.suspended_fuse import unfused
 from yolorep.hosts.yolov5.compat import tree_modules
 from yolorep.hosts.yolov5.launcher import teach_files
@@ -24,6 +25,7 @@ class Yolov5Evaluator:
 
     def __init__(self, path: Path, imgsz: int | None, repo: Path | None) -> None:
         common, general = tree_modules(repo, "models.common", "utils.general")
+        require(common, "DetectMultiBackend", supported="YOLOv5 v6.1 to v7.0 and master, for images and data sets")
         with unfused():
             self.model = common.DetectMultiBackend(str(path), device=torch.device("cpu"))
         self.path, self.repo = path, repo

@@ -34,7 +34,8 @@ from yolorep.hosts.yolov5.training_hooks import take_options
 from yolorep.hosts.yolov5.tree import find_script, find_tree
 
 LEAVES = "classify/train.py"  # goes to its tree's folder before it looks for its model and data
-FAILED = "export failure"  # how export.py of every tree begins to say so, before it exits with code 0
+FAILED, DONE = "export failure", "export success"  # what export.py of every tree logs; either way it exits with 0
+ALL_FORMATS = "models/export.py"  # of v5.0: tries every format that it knows, and is asked for none
 
 
 class MissingFileError(HostError, AssertionError):
@@ -73,7 +74,7 @@ def run_script(script: str, arguments: Sequence[str], repo: Path | None = None) 
         make_runnable(tree)
         for name in ("utils.general", "yolov5.utils.general"):
             wrapt.register_post_import_hook(teach_files, name)
-        _run(path, exports="export" in path.name)
+        _run(path, script)
 
 
 def teach_files(general: ModuleType) -> None:
@@ -87,16 +88,19 @@ def teach_files(general: ModuleType) -> None:
             hooks.wrap(general, name, around)
 
 
-def _run(path: Path, *, exports: bool) -> None:
+def _run(path: Path, script: str) -> None:
     """Run a script; an export that fails ends in HostError instead of exit code 0.
 
     Trees from v6.1 on log a failure, older ones print it.
     """
+    exports = path.name == "export.py"
     failures: list[str] = []
+    successes: list[str] = []
 
     def note(text: str) -> None:
-        if exports and FAILED in text:
-            failures.append(" ".join(text.split()))
+        for mark, found in ((FAILED, failures), (DONE, successes)):
+            if exports and mark in text:
+                found.append(" ".join(text.split()))
 
     def say(*parts: Any, **options: Any) -> None:
         note(" ".join(map(str, parts)))
@@ -112,7 +116,7 @@ def _run(path: Path, *, exports: bool) -> None:
     finally:
         for logger in loggers:
             logger.removeHandler(handler)
-    if failures:
+    if failures and not (script == ALL_FORMATS and successes):
         raise HostError(_export_failure(failures[0]))
 
 

@@ -20,8 +20,9 @@ SPLITS = ("train", "val", "test")
 
 
 def register() -> None:
-    """Repair the loss as it is imported."""
+    """Repair the loss, and torch's export to ONNX, as they are imported."""
     wrapt.register_post_import_hook(_repair_loss, "utils.loss")
+    wrapt.register_post_import_hook(_repair_export, "torch.onnx")
 
 
 def reads_data_itself(tree: Path) -> bool:
@@ -55,6 +56,19 @@ def _repair_loss(loss: ModuleType) -> None:
     original = getattr(getattr(loss, "ComputeLoss", None), "build_targets", None)
     if original is not None and "clamp_(0, gain[" in inspect.getsource(original):
         Hooks().wrap(loss.ComputeLoss, "build_targets", _build_targets)
+
+
+def _repair_export(onnx: ModuleType) -> None:
+    Hooks().wrap(onnx, "export", _export)
+
+
+def _export(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Export by TorchScript, which the trees are written for, unless the caller says otherwise.
+
+    Since torch 2.9 the default is another exporter, which takes no `dynamic_axes` and needs onnxscript.
+    """
+    kwargs.setdefault("dynamo", False)
+    return original(*args, **kwargs)
 
 
 def _build_targets(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
