@@ -64,7 +64,8 @@ def _found(it: Yolov5Evaluator, raw: Raw, x: Tensor, shape: tuple[int, ...], mas
     """Boxes after NMS in pixels of the file, and as the network gives them: (n, 6 + masks), in pixels of `x`."""
     (general,) = tree_modules(it.repo, "utils.general")
     found: Tensor = general.non_max_suppression(raw, nm=masks)[0] if masks else general.non_max_suppression(raw)[0]
-    boxes = general.scale_boxes(x.shape[2:], found[:, :4].clone(), shape)
+    scale = getattr(general, "scale_boxes", None) or general.scale_coords  # before v7.0
+    boxes = scale(x.shape[2:], found[:, :4].clone(), shape)
     return {"class": found[:, 5], "position": boxes, "confidence": found[:, 4]}, found
 
 

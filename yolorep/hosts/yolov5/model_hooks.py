@@ -43,7 +43,7 @@ def attach(yolo: ModuleType) -> Hooks:
             stacklevel=2,
         )
         return hooks
-    wrap_functions(hooks, yolo)
+    wrap_functions(hooks, yolo, required=marked)
     hooks.wrap(yolo, "parse_model", _parse_model)
     hooks.wrap(_fuses(yolo), "fuse", partial(_fuse, yolo))
     return hooks

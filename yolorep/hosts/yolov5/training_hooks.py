@@ -52,19 +52,21 @@ def take_options(script: str, arguments: Sequence[str]) -> list[str]:
     return theirs
 
 
-def wrap_functions(hooks: Hooks, yolo: ModuleType) -> None:
+def wrap_functions(hooks: Hooks, yolo: ModuleType, *, required: bool = True) -> None:
     """Hook what a tree's training calls, and the script's own names for it if it has them already.
 
+    required: refuse a tree without these functions; a fork may train in a way of its own.
+
     Raises:
-        HostError: the tree has none of it; nothing is hooked.
+        HostError: a function that is required is not there; nothing is hooked.
     """
-    owners = [(_owner(yolo, modules, name), name, around) for name, (modules, around) in FUNCTIONS.items()]
+    owners = [(_owner(yolo, modules, name, required), name, around) for name, (modules, around) in FUNCTIONS.items()]
     for utils, name, around in owners:
         if utils is not None:
             hooks.wrap_copies(utils, name, around, [sys.modules.get("__main__")])
 
 
-def _owner(yolo: ModuleType, modules: Sequence[str], name: str) -> ModuleType | None:
+def _owner(yolo: ModuleType, modules: Sequence[str], name: str, required: bool = True) -> ModuleType | None:
     """The module of `yolo`'s tree that has the function `name`: it was imported by `yolo`. None: a tree without it.
 
     In the published package `models.yolo` is a second import of a file whose other modules are `yolov5.*`.
@@ -75,7 +77,7 @@ def _owner(yolo: ModuleType, modules: Sequence[str], name: str) -> ModuleType | 
             utils = sys.modules.get(prefix + module)
             if utils is not None and hasattr(utils, name):
                 return utils
-    if name in SINCE_V62:
+    if name in SINCE_V62 or not required:
         return None
     where = getattr(yolo, "__file__", None) or yolo.__name__
     raise HostError(f"the tree of {where} has no {modules[0]}.{name}, which yolorep hooks; supported: {SUPPORTED}")
