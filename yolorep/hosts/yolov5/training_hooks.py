@@ -77,7 +77,7 @@ def _owner(yolo: ModuleType, modules: Sequence[str], name: str, required: bool =
             utils = sys.modules.get(prefix + module)
             if utils is not None and hasattr(utils, name):
                 return utils
-    if name in SINCE_V62 or not required:
+    if not required or (name in SINCE_V62 and not hasattr(yolo, "BaseModel")):
         return None
     where = getattr(yolo, "__file__", None) or yolo.__name__
     raise HostError(f"the tree of {where} has no {modules[0]}.{name}, which yolorep hooks; supported: {SUPPORTED}")
