@@ -81,25 +81,25 @@ def train(context: typer.Context, offline: Offline = False) -> None:
 
 @app.command(cls=Command, context_settings=PASS_ON)
 def val(context: typer.Context, offline: Offline = False) -> None:
-    """Validate with ultralytics: ARG=VALUE. A rep checkpoint is re-parameterized by itself."""
+    """Validate with ultralytics: ARG=VALUE. The blocks of a rep checkpoint are folded first."""
     _ultralytics("val", context, offline)
 
 
 @app.command(cls=Command, context_settings=PASS_ON)
 def predict(context: typer.Context, offline: Offline = False) -> None:
-    """Detect with ultralytics: ARG=VALUE. A rep checkpoint is re-parameterized by itself."""
+    """Detect with ultralytics: ARG=VALUE. The blocks of a rep checkpoint are folded first."""
     _ultralytics("predict", context, offline)
 
 
 @app.command(cls=Command, context_settings=PASS_ON)
 def export(context: typer.Context, offline: Offline = False) -> None:
-    """Export with ultralytics: ARG=VALUE. A rep checkpoint is re-parameterized by itself."""
+    """Export with ultralytics: ARG=VALUE. The blocks of a rep checkpoint are folded first."""
     _ultralytics("export", context, offline)
 
 
 @app.command(cls=Command, context_settings=PASS_ON)
 def track(context: typer.Context, offline: Offline = False) -> None:
-    """Track with ultralytics: ARG=VALUE. A rep checkpoint is re-parameterized by itself."""
+    """Track with ultralytics: ARG=VALUE. The blocks of a rep checkpoint are folded first."""
     _ultralytics("track", context, offline)
 
 
@@ -111,7 +111,7 @@ def tune(context: typer.Context, offline: Offline = False) -> None:
 
 @app.command(cls=Command, context_settings=PASS_ON)
 def benchmark(context: typer.Context, offline: Offline = False) -> None:
-    """Benchmark ultralytics' export formats: ARG=VALUE. A rep checkpoint is re-parameterized by itself."""
+    """Benchmark ultralytics' export formats: ARG=VALUE. The blocks of a rep checkpoint are folded first."""
     _ultralytics("benchmark", context, offline)
 
 

@@ -40,6 +40,21 @@ def test_a_file_that_cannot_be_read_is_refused(whole: Path, monkeypatch: pytest.
         check_whole(whole)
 
 
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
+def test_a_bit_that_is_flipped_in_the_weights_is_refused(whole: Path, share: float) -> None:
+    content = bytearray(whole.read_bytes())
+    content[int(share * len(content))] ^= 1
+    whole.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"last.pt is damaged \(.*data.* does not match its checksum\)"):
+        check_whole(whole)
+
+
+def test_a_text_is_told_from_a_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "a.pt").write_text("hello")
+    with pytest.raises(CheckpointError, match=r"is not a PyTorch checkpoint; accepted: a file written by torch.save"):
+        check_whole(tmp_path / "a.pt")
+
+
 @pytest.mark.parametrize("legacy", [False, True])
 def test_a_whole_file_is_left_to_the_host(whole: Path, legacy: bool) -> None:
     torch.save({"epoch": 1}, whole, _use_new_zipfile_serialization=not legacy)

@@ -7,9 +7,11 @@ plain values that the hosts store beside them; any other name is refused before 
 from __future__ import annotations
 
 import pickle
+import pkgutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -98,6 +100,18 @@ def load(path: Path) -> Any:
             f"{path} names {error}, which is not a layer of ultralytics, YOLOv5, torch or yolorep, and could run any "
             "code when it is read; if you trust where the file is from, give --trust"
         ) from None
+
+
+def layers() -> list[Any]:
+    """Return the layers that yolorep puts into models, and torchvision's in them, for `add_safe_globals` of torch."""
+    from torchvision.ops import SqueezeExcitation
+
+    import yolorep.blocks as package
+
+    names = [f"{package.__name__}.{info.name}" for info in pkgutil.iter_modules(package.__path__)]
+    found = [value for name in names for value in vars(import_module(name)).values()]
+    ours = {v for v in found if isinstance(v, type) and issubclass(v, nn.Module) and v.__module__ in names}
+    return [*sorted(ours, key=lambda kind: kind.__qualname__), SqueezeExcitation]
 
 
 def plain_values(path: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from yolorep.hosts.checkpoints import check_model_file, check_resumes
 from yolorep.hosts.damaged_files import check_whole
 from yolorep.hosts.offline import is_offline
 from yolorep.hosts.shared_hooks import read_yaml
-from yolorep.paths import exists, is_file
+from yolorep.paths import exists, is_dir, is_file
 
 TRAINS = ("train.py", "segment/train.py", "classify/train.py")
 RELEASED = re.compile(r"yolo\w+?[nsmltx]?6?(-cls|-seg)?\.pt")
@@ -63,8 +63,10 @@ def _check_weights(path: Path, script: str) -> None:
         if path.parent != Path() or not RELEASED.fullmatch(path.name):
             raise HostError(f"{path} does not exist; accepted: a file, or the name of a release such as yolov5s.pt")
         return
+    if is_dir(path):
+        raise HostError(f"{path} is a folder; accepted: a checkpoint file, or the name of a release such as yolov5s.pt")
     check_whole(path)
-    if is_file(path) and check_model_file(path) == "ultralytics":
+    if check_model_file(path) == "ultralytics":
         mode = {"detect.py": "predict"}.get(script, Path(script).stem)
         raise UsageError(f"{path} is a checkpoint of ultralytics; use `yolorep {mode} model={path}`")
 

@@ -15,6 +15,7 @@ from yolorep.errors import HostError
 from yolorep.hosts import other_trees
 from yolorep.hosts.hooks import Hooks
 from yolorep.hosts.shared_hooks import fuse_after_deploy, parse_planned
+from yolorep.hosts.yolov5.compat import stand_in
 from yolorep.hosts.yolov5.training_hooks import wrap_functions
 from yolorep.hosts.yolov5.tree import SUPPORTED
 from yolorep.stock_layers import stock_convs
@@ -43,6 +44,7 @@ def attach(yolo: ModuleType) -> Hooks:
             stacklevel=2,
         )
         return hooks
+    stand_in()  # the tree's own scripts, run without the launcher, read checkpoints by a torch that they do not know
     wrap_functions(hooks, yolo, required=marked)
     hooks.wrap(yolo, "parse_model", _parse_model)
     hooks.wrap(_fuses(yolo), "fuse", partial(_fuse, yolo))
