@@ -79,6 +79,7 @@ def test_a_name_is_refused_before_its_module_is_imported(tmp_path: Path) -> None
 def test_what_the_hosts_store_is_read(tmp_path: Path) -> None:
     block = Conv_C3(8, 8)
     stored = nn.Sequential(block, nn.Conv2d(8, 8, 1))
+    stored.detect = nn.Conv2d.forward  # type: ignore[assignment]  # as in YOLOv5's Segment head
     stored.forward = stored.eval  # type: ignore[method-assign]  # a method of its own, as `forward_fuse` is
     content = {
         "model": stored,
@@ -96,6 +97,7 @@ def test_what_the_hosts_store_is_read(tmp_path: Path) -> None:
     assert read["array"].tolist() == [1, 1, 1]
     assert read["dtype"] is torch.float16
     assert read["model"].forward.__self__ is read["model"]
+    assert read["model"].detect is nn.Conv2d.forward
     for key, value in stored.state_dict().items():
         assert torch.equal(value, read["model"].state_dict()[key])
 

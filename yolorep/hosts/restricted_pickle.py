@@ -40,7 +40,9 @@ CLASSES = (
     "ultralytics.data.augment",
     "ultralytics.utils.loss",
     "ultralytics.utils.tal",
+    "utils.augmentations",
     "yolorep.blocks",
+    "yolov5.utils.augmentations",
 )
 # Other names that are accepted, a module's in one line.
 NAMES = {
@@ -182,13 +184,16 @@ def _within(name: str, places: tuple[str, ...]) -> bool:
 
 
 def _method(owner: Any, name: str) -> Any:
-    """`getattr` for the public methods of a layer, and for nothing else: by other attributes all can be reached."""
-    if not isinstance(owner, nn.Module) or name.startswith("_"):
-        raise _RefusedName(f"getattr(..., {name!r})")
-    found = getattr(owner, name)
-    if getattr(found, "__self__", None) is not owner:
-        raise _RefusedName(f"getattr(..., {name!r})")
-    return found
+    """`getattr` for the public methods of a layer and the `forward` of its class, and for nothing else.
+
+    By other attributes all of Python can be reached. YOLOv5's Segment head holds `Detect.forward`.
+    """
+    layer = isinstance(owner, nn.Module) and not name.startswith("_")
+    if layer and getattr(getattr(owner, name), "__self__", None) is owner:
+        return getattr(owner, name)
+    if name == "forward" and isinstance(owner, type) and issubclass(owner, nn.Module):
+        return owner.forward
+    raise _RefusedName(f"getattr(..., {name!r})")
 
 
 def _as_pickle(unpickler: type[pickle.Unpickler]) -> Any:
