@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import os
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 
-from tests.processes import yolorep
+import yolorep as yolorep_package
+from tests.processes import run, yolorep
+from yolorep.cli import main
 
 COMMANDS = [
+    "track",
+    "tune",
+    "benchmark",
+    "models",
     "train",
     "val",
     "predict",
@@ -31,6 +40,35 @@ def test_help_lists_every_command(tmp_path: Path) -> None:
     assert [c for c in COMMANDS if f" {c} " not in printed] == []
 
 
+def test_version_and_help_import_no_torch(tmp_path: Path) -> None:
+    """Torch alone takes seconds to import."""
+    for arguments, says in ((["--version"], f"yolorep {yolorep_package.__version__}"), (["--help"], "Usage:")):
+        code = f"import sys\nsys.argv[1:] = {arguments!r}\n"
+        code += "from yolorep.cli import main\ntry:\n    main()\nfinally:\n    print('torch' in sys.modules)"
+        printed = run(code, cwd=tmp_path)
+        assert says in printed
+        assert printed.strip().endswith("False")
+
+
+@pytest.mark.parametrize("command", ["deploy", "bench", "yolov5"])
+def test_help_describes_each_argument(command: str, tmp_path: Path) -> None:
+    """typer before 0.26 loses these texts under click 8.5."""
+    printed = yolorep(command, "--help", cwd=tmp_path)
+    says = {"deploy": "A checkpoint (.pt) of", "bench": "torchvision:MODEL", "yolov5": "Such as train.py"}
+    assert says[command] in printed
+
+
+def test_help_of_train_has_the_options_of_yolorep_first(tmp_path: Path) -> None:
+    printed = yolorep("train", "--help", cwd=tmp_path)
+    assert 0 < printed.index("--offline") < printed.index("  identity=KIND") < printed.index("yolo TASK MODE ARGS")
+
+
+def test_models_lists_what_is_shipped(tmp_path: Path) -> None:
+    printed = yolorep("models", cwd=tmp_path)
+    assert "yolov5n-rep.yaml" in printed
+    assert "repvgg-a0.yaml" in printed
+
+
 def test_blocks_lists_blocks_and_identities(tmp_path: Path) -> None:
     printed = yolorep("blocks", cwd=tmp_path)
     assert "repvgg" in printed
@@ -50,6 +88,52 @@ def test_wrong_input_to_ultralytics_is_one_sentence(tmp_path: Path, arguments: l
     printed = yolorep(*arguments, cwd=tmp_path, code=2)
     assert "Traceback" not in printed
     assert says in printed.strip().splitlines()[-1]
+
+
+FAULTS = {
+    "markup": "[/b][red].pt",
+    "a loop of links": "loop.pt",
+    "a folder": "folder.pt",
+    "a name that is too long": "x" * 300 + ".pt",
+    "a text": "text.pt",
+    "a state dict": "state.pt",
+}
+READERS = {
+    "deploy": ["{}", "out.pt"],
+    "expand": ["{}", "out.pt"],
+    "verify": ["{}", "{}"],
+    "train": ["model={}", "data=data.yaml"],
+    "predict": ["model={}"],
+    "export": ["model={}"],
+    "yolov5 detect.py": ["--weights", "{}"],
+    "yolov5 train.py": ["--weights", "{}", "--data", "none.yaml"],
+}
+
+
+@pytest.mark.parametrize("command", READERS)
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_file_that_cannot_be_read_is_one_sentence(
+    command: str, fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """And leaves nothing behind: arguments are checked before a folder for the run is made."""
+    if command.startswith("yolov5") and find_spec("yolov5") is None:
+        pytest.skip("optional host: pip install 'yolorep[yolov5]'")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loop.pt").symlink_to("loop.pt")
+    (tmp_path / "folder.pt").mkdir()
+    (tmp_path / "text.pt").write_text("hello")
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "state.pt")
+    before = sorted(os.listdir(tmp_path))
+    arguments = [argument.format(FAULTS[fault]) for argument in READERS[command]]
+    monkeypatch.setattr("sys.argv", ["yolorep", *command.split(), *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    printed = capfd.readouterr()
+    said = [line for line in printed.err.splitlines() if line.startswith("yolorep: ")]
+    assert ended.value.code == 2, printed
+    assert len(said) == 1
+    assert "Traceback" not in printed.err + printed.out
+    assert sorted(os.listdir(tmp_path)) == before
 
 
 def test_whole_path_on_ultralytics_without_a_network(tiny_dataset: Path, tmp_path: Path) -> None:

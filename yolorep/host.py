@@ -62,7 +62,7 @@ ULTRALYTICS = Host(
 )
 YOLOV5 = Host(  # a tree, and the published package, whose modules are named `models` as well as `yolov5.models`
     name="yolov5",
-    supported="YOLOv5 v6.2, v7.0 and master, and the published yolov5 package",
+    supported="YOLOv5 v5.0 to v7.0 and master, and the published yolov5 package",
     stock_convs=frozenset(
         (module, name) for module in ("models.common", "yolov5.models.common") for name in ("Conv", "DWConv")
     ),

@@ -17,6 +17,7 @@ from yolorep import CheckpointError
 from yolorep.commands import convert
 from yolorep.foreign import foreign_blocks
 from yolorep.hosts import checkpoints
+from yolorep.hosts.restricted_pickle import trusting
 
 
 def save(yaml: str, path: Path, *, block: nn.Module | None = None) -> None:
@@ -33,10 +34,13 @@ def save(yaml: str, path: Path, *, block: nn.Module | None = None) -> None:
 def test_deploy_folds_blocks_of_other_projects(tmp_path: Path) -> None:
     source, out, console = tmp_path / "rep.pt", tmp_path / "out.pt", Console(record=True)
     save("yolov8n.yaml", source, block=RepVGGBlock(32, 32))
-    convert.deploy_file(source, out, console=console)
+    with pytest.raises(CheckpointError, match=r"names tests.foreign.lookalikes.RepVGGBlock, which is not .* --trust"):
+        convert.deploy_file(source, out, console=console)
+    with trusting():
+        convert.deploy_file(source, out, console=console)
+        assert foreign_blocks(checkpoints.load(out).model) == []
     assert "1 blocks folded" in console.export_text()
-    assert foreign_blocks(checkpoints.load(out).model) == []
-    with pytest.raises(CheckpointError, match="has no rep blocks"):
+    with trusting(), pytest.raises(CheckpointError, match="has no rep blocks"):
         convert.deploy_file(out, tmp_path / "again.pt", console=console)
 
 

@@ -60,10 +60,10 @@ def test_yolov5_attach_replaces_two_functions_once_and_gives_them_back() -> None
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"BaseModel": None}, "has no BaseModel.fuse, which yolorep hooks; supported: YOLOv5 v6.2"),
+        ({"BaseModel": None}, "has no BaseModel.fuse or Model.fuse; supported: YOLOv5 v5.0"),
         ({"BaseModel": SimpleNamespace()}, "has no BaseModel.fuse"),
         ({"Conv": None}, "has no Conv"),
-        ({"parse_model": lambda cfg, channels: None}, r"parse_model takes \(cfg, channels\); yolorep hooks one"),
+        ({"parse_model": lambda cfg, channels: None}, r"parse_model takes \(cfg, channels\), and yolorep hooks one"),
     ],
 )
 def test_yolov5_attach_refuses_a_changed_shape_and_changes_nothing(changes: dict, says: str) -> None:
@@ -105,11 +105,17 @@ def test_yolov5_attach_hooks_what_training_calls(utils: dict[str, ModuleType]) -
 
 
 @pytest.mark.parametrize("missing", [("parse_model",), ("BaseModel", "check_yaml")])
+@pytest.mark.filterwarnings("ignore:models.yolo has no BaseModel.fuse")
 def test_yolov5_attach_leaves_other_projects_alone(missing: tuple[str, ...]) -> None:
     module = fake_yolo(**dict.fromkeys(missing))
     before = dict(vars(module))
     model_hooks.attach(module)
     assert vars(module) == before
+
+
+def test_yolov5_attach_says_which_tree_it_leaves_alone() -> None:
+    with pytest.warns(UserWarning, match=r"models.yolo has no BaseModel.fuse.*no tree that yolorep knows"):
+        model_hooks.attach(fake_yolo(BaseModel=None, check_yaml=None))
 
 
 def test_yolov5_hooks_follow_install_and_uninstall(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import nn
 
 from yolorep.host import ULTRALYTICS
 from yolorep.hosts import weight_transfer
 from yolorep.hosts.hooks import Hooks
+from yolorep.hosts.restricted_pickle import layers
 from yolorep.hosts.shared_hooks import fuse_after_deploy, parse_planned, require
 from yolorep.hosts.shipped import find_yaml
 from yolorep.stock_layers import rep_blocks
@@ -29,6 +31,7 @@ def attach(tasks: ModuleType) -> Hooks:
     hooks.wrap(tasks, "check_yaml", _check_yaml)
     hooks.wrap(tasks.BaseModel, "fuse", fuse_after_deploy)
     hooks.wrap(tasks.BaseModel, "load", _load)
+    torch.serialization.add_safe_globals(layers())  # rep checkpoints load under ULTRALYTICS_SAFE_LOAD=1
     return hooks
 
 

@@ -14,7 +14,7 @@ import yolorep
 from yolorep.errors import HostError
 from yolorep.host import ULTRALYTICS
 from yolorep.hosts.hooks import Hooks
-from yolorep.hosts.offline import is_offline
+from yolorep.hosts.offline import is_guarded
 from yolorep.hosts.shared_hooks import require
 from yolorep.stock_layers import rep_blocks
 
@@ -54,8 +54,8 @@ def _generate(original: Any, trainer: Any, *args: Any, **kwargs: Any) -> Any:
 def _preamble() -> str:
     folder = str(Path(yolorep.__file__).parents[1])  # the script is elsewhere, and does not see this working directory
     lines = ["import sys", f"sys.path.append({folder!r})", "import yolorep"]
-    if is_offline():
-        lines += ["from yolorep.hosts.offline import go_offline", "go_offline()"]
+    if is_guarded():
+        lines += ["from yolorep.hosts.offline import guard_hosts", "guard_hosts()"]
     return "\n".join(lines) + "\n"
 
 

@@ -8,39 +8,48 @@ from pathlib import Path
 
 from yolorep.errors import HostError
 from yolorep.host import YOLOV5
+from yolorep.paths import is_file
 
-LANDMARKS = ("models/yolo.py", "models/common.py", "utils/general.py", "utils/dataloaders.py")
-SCRIPTS = ("train.py", "val.py", "detect.py", "export.py", "benchmarks.py")
+LANDMARKS = ("models/yolo.py", "models/common.py", "utils/general.py")
+SCRIPTS = ("train.py", "val.py", "test.py", "detect.py", "export.py", "models/export.py", "benchmarks.py")
 TASKS = ("segment", "classify")
+YOLOV7 = "IDetect"  # a head in its models/yolo.py, which has the landmarks of a YOLOv5 tree
 
 
 def find_tree(repo: Path | None = None) -> Path:
-    """The folder of a YOLOv5 tree: `repo`, else the one in use, else the working directory, else the `yolov5` package.
+    """Return the folder of a YOLOv5 tree: `repo`, else the one in use, the working directory, the `yolov5` package.
 
     Raises:
-        HostError: `repo` is not one, or none of the others is there.
+        HostError: `repo` or the working directory looks like a tree and is not one of YOLOv5, or there is no tree.
     """
-    if repo is not None:
-        if is_tree(repo):
-            return repo.resolve()
-        missing = [name for name in LANDMARKS if not (repo / name).is_file()]
-        raise HostError(f"{repo} is not a YOLOv5 tree (no {', '.join(missing)}); accepted: {YOLOV5.supported}")
-    for folder in (_loaded("models"), Path.cwd(), _installed()):
-        if folder is not None and is_tree(folder):
-            return folder.resolve()
-    raise HostError(
-        f"no YOLOv5 here: {Path.cwd()} is not a tree and the yolov5 package is not installed; "
-        "run it in a tree, give --repo DIR, or pip install 'yolorep[yolov5]'"
-    )
+    loaded = _loaded("models")
+    if repo is None and loaded is not None and is_tree(loaded):
+        return loaded.resolve()
+    here = Path.cwd()
+    chosen = repo if repo is not None else here if is_file(here / LANDMARKS[0]) else _installed()
+    if chosen is None:
+        raise HostError(
+            f"no YOLOv5 here: {here} is not a tree and the yolov5 package is not installed; "
+            "run it in a tree, give --repo DIR, or pip install 'yolorep[yolov5]'"
+        )
+    missing = [name for name in LANDMARKS if not is_file(chosen / name)]
+    if missing:
+        raise HostError(f"{chosen} is not a YOLOv5 tree (no {', '.join(missing)}); accepted: {YOLOV5.supported}")
+    if YOLOV7 in (chosen / LANDMARKS[0]).read_text(encoding="utf-8", errors="ignore"):
+        raise HostError(
+            f"{chosen} is a YOLOv7 tree; accepted: {YOLOV5.supported}. In YOLOv7, import yolorep and call "
+            "yolorep.deploy(model)"
+        )
+    return chosen.resolve()
 
 
 def is_tree(folder: Path) -> bool:
-    """Whether `folder` holds the files by which a YOLOv5 tree of a supported age is known."""
+    """Whether `folder` holds the files by which a YOLOv5 tree is known."""
     return all((folder / name).is_file() for name in LANDMARKS)
 
 
 def find_script(tree: Path, script: str) -> Path:
-    """The file of a script in a tree, such as `train.py` or `segment/val.py`.
+    """Return the file of a script in a tree, such as `train.py` or `segment/val.py`.
 
     Raises:
         HostError: it is not in the tree; the message lists those that are.
@@ -52,14 +61,16 @@ def find_script(tree: Path, script: str) -> Path:
 
 
 def scripts(tree: Path) -> list[str]:
-    """Names of the scripts that a tree has, relative to it."""
+    """Return the names of the scripts that a tree has, relative to it."""
     names = [*SCRIPTS, *(f"{task}/{name}.py" for task in TASKS for name in ("train", "val", "predict"))]
     return [name for name in names if (tree / name).is_file()]
 
 
 def check_unmixed(tree: Path) -> None:
-    """Raises:
-    HostError: `models` or `utils` are imported in this process, and are not those of `tree`.
+    """Check that this process has not imported the modules of another tree.
+
+    Raises:
+        HostError: `models` or `utils` are imported, and are not those of `tree`.
     """
     for name in ("models", "utils"):
         other = _loaded(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,8 @@ import torch
 
 from tests.processes import yolorep
 from yolorep.errors import CheckpointError
-from yolorep.hosts.offline import IN_TREES
-from yolorep.hosts.truncated_files import check_whole
+from yolorep.hosts.damaged_files import check_whole
+from yolorep.hosts.yolov5.network import GUARDS
 
 
 @pytest.fixture
@@ -24,7 +25,8 @@ def whole(tmp_path: Path) -> Path:
 def test_a_file_that_is_cut_short_is_refused(whole: Path, share: float) -> None:
     content = whole.read_bytes()
     whole.write_bytes(content[: int(share * len(content))])
-    for check in (check_whole, IN_TREES["utils.downloads"]["attempt_download"]):  # the tree's, for every checkpoint
+    attempt_download = GUARDS["utils.downloads"]["attempt_download"]  # of a tree, which calls it for every checkpoint
+    for check in (check_whole, partial(attempt_download, None)):
         with pytest.raises(CheckpointError, match=r"last.pt is cut short.*accepted: a whole checkpoint"):
             check(whole)
 
@@ -36,6 +38,21 @@ def test_a_file_that_cannot_be_read_is_refused(whole: Path, monkeypatch: pytest.
     monkeypatch.setattr(Path, "open", deny)  # no mode of a file keeps root from reading it
     with pytest.raises(CheckpointError, match=r"last.pt cannot be read: Permission denied"):
         check_whole(whole)
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
+def test_a_bit_that_is_flipped_in_the_weights_is_refused(whole: Path, share: float) -> None:
+    content = bytearray(whole.read_bytes())
+    content[int(share * len(content))] ^= 1
+    whole.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"last.pt is damaged \(.*data.* does not match its checksum\)"):
+        check_whole(whole)
+
+
+def test_a_text_is_told_from_a_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "a.pt").write_text("hello")
+    with pytest.raises(CheckpointError, match=r"is not a PyTorch checkpoint; accepted: a file written by torch.save"):
+        check_whole(tmp_path / "a.pt")
 
 
 @pytest.mark.parametrize("legacy", [False, True])
