@@ -124,8 +124,9 @@ def cost(
         k: form.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
         for k, form in forms_of(block, shape.channels, compiled=compiled).items()
     }
-    x = torch.randn(shape.batch, shape.channels, shape.size, shape.size).to(device, memory_format=memory_format)
-    x.requires_grad_()
+    x = torch.randn(shape.batch, shape.channels, shape.size, shape.size)
+    # In a network under autocast the input of a block is the output of another one, in the narrow dtype.
+    x = x.to(device, AUTOCASTS[autocast] or torch.float32, memory_format=memory_format).requires_grad_()
     gradient = torch.randn_like(x)
     forwards = {name: partial(_forward, form, x, AUTOCASTS[autocast]) for name, form in forms.items()}
     steps = {name: _step(form, forwards[name], x, gradient) for name, form in forms.items()}
@@ -190,7 +191,7 @@ def _joint_or_not(block: Conv_C3, joint: bool) -> Conv_C3:
 
 
 def _latency(blocks: dict[str, nn.Module], x: Tensor, rounds: int) -> Timing:
-    calls = {name: partial(_deployed(block), x.detach()) for name, block in blocks.items()}
+    calls = {name: partial(_deployed(block).to(x.dtype), x.detach()) for name, block in blocks.items()}
     with torch.inference_mode():
         return interleave(calls, rounds, x.device)
 
