@@ -181,13 +181,14 @@ def bench(
 @app.command()
 def demo(
     out: Annotated[Path | None, typer.Option(help="A new or empty folder; by default yolorep-demo.")] = None,
-    epochs: Annotated[int, typer.Option(help="Epochs to train.", min=1)] = 9,
-    images: Annotated[int, typer.Option(help="Training images to paint.", min=16)] = 800,
+    epochs: Annotated[int | None, typer.Option(help="Epochs of each training; default: what fits.", min=1)] = None,
+    images: Annotated[int | None, typer.Option(help="Training images; default: what fits.", min=16)] = None,
+    minutes: Annotated[float, typer.Option(help="Time that epochs and images are fitted to.", min=0.5)] = 3.5,
 ) -> None:
-    """Train, detect, deploy, verify and measure on images painted for it; about two minutes on two cores."""
+    """Train rep beside stock on painted images, deploy, verify and measure; says first how long it takes."""
     from yolorep.demo import demo as play
 
-    play(out, epochs=epochs, images=images, console=_console())
+    play(out, epochs=epochs, images=images, minutes=minutes, console=_console())
 
 
 @app.command()
@@ -221,9 +222,11 @@ def _ultralytics(mode: str, arguments: list[str]) -> None:
     from yolorep.hosts.offline import go_offline
     from yolorep.hosts.train_options import from_pairs
     from yolorep.hosts.truncated_files import check_whole
+    from yolorep.hosts.ultralytics.cpu_threads import use_all_cores
     from yolorep.hosts.ultralytics.training_hooks import options_of_command
 
     go_offline()
+    use_all_cores()
     for argument in arguments:
         check_whole(Path(argument.partition("=")[2]))  # model= or resume=
     theirs, ours = from_pairs(arguments)

@@ -13,8 +13,8 @@ WARM_UP_CALLS = 3  # as torch's documentation asks: cuDNN chooses its algorithms
 def captured(call: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
     """Capture `call` on the current CUDA device; returns the replay and the static output that each replay rewrites.
 
-    call: takes no arguments, reads static tensors and does not synchronize with the host. Gradients that it creates must
-    be None before, so that they are allocated in the memory pool of the graph.
+    call: takes no arguments, reads static tensors and does not synchronize with the host. Gradients that it creates
+    must be None before, so that they are allocated in the memory pool of the graph.
 
     Raises:
         RuntimeError: `call` does something that a graph cannot hold, such as copying to the host.
