@@ -1,4 +1,4 @@
-"""A rep model given to its host's exporter, and the file that comes out run by the runtime that it is made for."""
+"""Export a rep model with its host's exporter, and run the file with the runtime of its format."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from roundtrip import SIDE, generator, randomize_, relative
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 import yolorep
+from benchmarks.roundtrip import SIDE, generator, randomize_, relative
 from yolorep.errors import first_line
 from yolorep.hosts.ultralytics.build import quiet
 from yolorep.stock_layers import rep_blocks
 
 Export = Callable[[nn.Module, str, Tensor], Any]
 
-NOT_RUN_HERE = {"coreml": "converted; runs on macOS alone"}
-# OpenVINO computes in bfloat16 on processors that have it, unless it is asked not to.
+NOT_RUN_HERE = {"coreml": "converted; runs only on macOS"}
+# By default OpenVINO computes in bfloat16 on processors that support it.
 FLOAT32 = {"INFERENCE_PRECISION_HINT": "f32"}
-# Exported, they enlarge their maps, and may give the class alone.
+# When exported, these heads enlarge their maps and may return the class only.
 DENSE_HEADS = ("Depth", "SemanticSegment")
 
 
 @torch.no_grad()
 def parity(stock: nn.Module, form: str, export: Export) -> float | str:
-    """The largest relative error of the exported file's outputs against the rep model's, run in float64.
+    """Return the largest relative error of the exported file against the rep model run in float64, or a reason.
 
-    What is exported is `stock` expanded, with random branches. form: the host's name of an export format. export: what
-    writes the file and runs it, or says why not. Where there is no figure, the result says why.
+    The exported model is `stock` expanded, with random branches. form: the host's name of an export format. export:
+    writes the file and runs it, or returns the reason why it cannot.
     """
     image = torch.rand(1, 3, SIDE, SIDE, generator=generator())
     model = yolorep.expand(randomize_(stock.eval()))
@@ -59,7 +59,7 @@ def parity(stock: nn.Module, form: str, export: Export) -> float | str:
 
 
 def of_ultralytics(yolo: Any) -> Export:
-    """The exporter of ultralytics. yolo: its `YOLO` around the stock model."""
+    """Return the exporter of ultralytics. yolo: `YOLO` around the stock model."""
 
     def export(model: nn.Module, form: str, image: Tensor) -> Any:
         from ultralytics.nn.autobackend import AutoBackend
@@ -76,7 +76,7 @@ def of_ultralytics(yolo: Any) -> Export:
 
 
 def of_tree(model: nn.Module, form: str, image: Tensor) -> Any:
-    """The `export.py` of a YOLOv5 tree, which must be importable, on a checkpoint of the model."""
+    """Run the `export.py` of a YOLOv5 tree, which must be importable, on a checkpoint of the model."""
     import export
     from models.common import DetectMultiBackend
 
@@ -96,7 +96,7 @@ def of_tree(model: nn.Module, form: str, image: Tensor) -> Any:
 
 
 def in_openvino(file: Path, image: Tensor) -> list[Tensor]:
-    """The outputs of an exported file or its folder, in float32: both hosts leave the precision to the processor."""
+    """Return the outputs of an exported file or folder, computed in float32 on every processor."""
     import openvino
 
     (xml,) = file.glob("*.xml") if file.is_dir() else (file,)
@@ -105,7 +105,7 @@ def in_openvino(file: Path, image: Tensor) -> list[Tensor]:
 
 
 def reference(model: nn.Module, form: str) -> Any:
-    """A copy in float64, which answers as exported files do: several boxes an object, maps of the image's size."""
+    """Return a float64 copy with the outputs of an exported file: boxes before NMS, maps at the size of the image."""
     copy: Any = deepcopy(model).double()
     if hasattr(copy, "end2end"):
         copy.end2end = False
@@ -116,13 +116,13 @@ def reference(model: nn.Module, form: str) -> Any:
 
 
 def outputs(nest: Any) -> list[Tensor]:
-    """The tensors that an exported model gives, first to last; a model in torch has more after them."""
+    """Return the output tensors in order; a model in torch has further ones after those of the exported file."""
     return [torch.as_tensor(leaf) for leaf in tree_leaves(nest) if hasattr(leaf, "shape")]
 
 
 @contextmanager
 def working_folder() -> Iterator[None]:
-    """A temporary working directory, where the exporter leaves its files."""
+    """Change to a temporary working directory, where the exporter leaves its files."""
     before = Path.cwd()
     with TemporaryDirectory() as folder:
         os.chdir(folder)

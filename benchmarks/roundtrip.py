@@ -1,6 +1,6 @@
-"""One model there and back: expanded, its branches given values, deployed and fused; what each step changes.
+"""Round trip of one model: expand, give the branches random values, deploy, fuse; the error of each step.
 
-All in float64, so that what is seen is the algebra and not the order in which float32 adds up.
+Everything runs in float64, so that the errors are those of the algebra and not those of float32 summation.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ RANGES = {"running_mean": (-0.3, 0.3), "running_var": (0.5, 2), "weight": (0.4, 
 
 @dataclass(frozen=True)
 class Roundtrip:
-    """Errors are the largest difference of any output, relative to the largest value of that output.
+    """Errors of the steps: the largest difference of any output, relative to the largest value of that output.
 
-    expanded, of: layers that got branches, stock convolutions of the model. expand: against the stock model. deploy,
-    fuse: against the rep model with random branches; fuse is the host's, the larger of `rep.fuse()` and of what the
-    host by itself does to the deployed model. keys: the deployed model has the state-dict keys, shapes and classes of
-    stock. norms: batch norms that the host's fuse leaves in the stock model; norms_left: in the rep model.
+    expanded: number of layers with branches. of: number of stock convolutions. expand: error of the expanded model
+    against stock. deploy: error of the deployed model against the rep model with random branches. fuse: the same for
+    the host's fuse, the larger error of `rep.fuse()` and of the host's unhooked fuse on the deployed model. keys: the
+    deployed model has the state-dict keys, shapes and classes of stock. norms, norms_left: batch norms that the host's
+    fuse leaves in the stock model and in the rep model.
     """
 
     expanded: int
@@ -43,7 +44,7 @@ class Roundtrip:
 
 @torch.no_grad()
 def roundtrip(stock: nn.Module, *, fuse_in: torch.dtype = torch.float64) -> Roundtrip:
-    """Measure one model of a host. fuse_in: what its `fuse` takes; a YOLOv5 tree's takes float32 alone."""
+    """Measure one model of a host. fuse_in: dtype for the host's `fuse`; a YOLOv5 tree supports only float32."""
     stock = randomize_(stock.eval().double())
     first = next(m for m in stock.modules() if isinstance(m, nn.Conv2d))
     side = max(SIDE, int(torch.as_tensor(stock.stride).max()))
@@ -63,12 +64,12 @@ def roundtrip(stock: nn.Module, *, fuse_in: torch.dtype = torch.float64) -> Roun
 
 
 def generator() -> torch.Generator:
-    """The same random numbers each time."""
+    """Return a generator that yields the same numbers each time."""
     return torch.Generator().manual_seed(0)
 
 
 def randomize_(module: nn.Module) -> nn.Module:
-    """Give every batch norm statistics and an affine map such as training leaves, gammas of both signs among them."""
+    """Give every batch norm random statistics and an affine map with gammas of both signs."""
     random = generator()
     for norm in (m for m in module.modules() if isinstance(m, _BatchNorm)):
         for name, (low, high) in RANGES.items():
@@ -79,36 +80,36 @@ def randomize_(module: nn.Module) -> nn.Module:
 
 
 def fuse(model: Any) -> nn.Module:
-    """The host's `fuse`, with yolorep's hook."""
+    """Call the host's `fuse` with yolorep's hook."""
     return model.fuse()
 
 
 def unhooked_fuse(model: Any) -> nn.Module:
-    """The host's `fuse` as it is without yolorep."""
+    """Call the host's `fuse` without yolorep's hook."""
     return type(model).fuse.__wrapped__(model)
 
 
 def layout(model: nn.Module) -> tuple[list[tuple[str, tuple[int, ...]]], Counter[type]]:
-    """State-dict keys with their shapes, in order, and how many modules there are of each class."""
+    """Return state-dict keys with shapes, in order, and the number of modules of each class."""
     return [(k, tuple(v.shape)) for k, v in model.state_dict().items()], Counter(type(m) for m in model.modules())
 
 
 def norms_of(model: nn.Module) -> int:
-    """How many batch norms a model has."""
+    """Return the number of batch norms."""
     return sum(isinstance(m, _BatchNorm) for m in model.modules())
 
 
 def difference(expected: Any, got: Any) -> float:
-    """The largest relative error of two outputs; what only one has is passed over, as heads that a host's fuse drops.
+    """Return the largest relative error of two outputs, infinity if they share no tensor or a shape differs.
 
-    An output without a common tensor, or with one of another shape, is infinitely wrong.
+    Entries that only one output has are skipped: the fuse of some hosts drops auxiliary heads.
     """
     errors = [relative(a, b) for a, b in pairs(expected, got)]
     return max(errors, default=float("inf"))
 
 
 def relative(expected: Tensor, got: Tensor) -> float:
-    """The largest difference relative to the largest value expected."""
+    """Return the largest difference divided by the largest expected value; infinity for NaN or another shape."""
     if expected.shape != got.shape:
         return float("inf")
     error = float((expected.double() - got.double()).abs().max())
@@ -116,7 +117,7 @@ def relative(expected: Tensor, got: Tensor) -> float:
 
 
 def pairs(one: Any, other: Any) -> Iterator[tuple[Tensor, Tensor]]:
-    """Tensors at the same place in two nests."""
+    """Yield the tensors at the same place in two nested outputs."""
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         if one.numel():
             yield one, other

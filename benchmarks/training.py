@@ -1,82 +1,79 @@
-"""What a training step of a block costs: time and memory beside YOLO's convolution + batch norm + SiLU.
+"""Time and memory of a block's training step, in units of YOLO's convolution + batch norm + SiLU.
 
-    python benchmarks/training.py
-    python benchmarks/training.py repvgg mobileone --shapes 8x64x64 --compile
-    MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592 python benchmarks/training.py --name kept
+    python -m benchmarks training
+    python -m benchmarks training repvgg mobileone --shapes 8x64x64 --compile --autocast bfloat16
+    MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592 python -m benchmarks training --name kept
 
-separate: every branch on its own. joint: all in one step, the default. compiled: by torch.compile, with --compile.
-The third command keeps the memory that the C library once got, so that no pass over a fresh tensor waits for the system
-to supply its pages. Writes benchmarks/results/NAME.json and NAME.png. Run it on a machine that does nothing else.
+Forms: separate runs every branch by itself; joint runs all branches in one autograd function; compiled is the block
+under `torch.compile`, with --compile. The third command keeps memory in the C library, so that no pass over a new
+tensor waits for page faults. Writes results/NAME.json and NAME.png. Run it on an idle machine.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import datetime, timezone
 from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-from benchmark import RESULTS
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from yolorep.atomic_files import written_whole
-from yolorep.bench.measure import LAYOUTS, Settings, best_device, checked
-from yolorep.bench.report import machine
-from yolorep.bench.training import COMPILED, DEPLOYED, JOINT, SEPARATE, STOCK, Cost, Shape, cost
-from yolorep.commands.bench import check_folder
-from yolorep.errors import YolorepError
+from benchmarks.runner import Recorder
+from yolorep.bench.measure import LAYOUTS, Settings, checked
+from yolorep.bench.training import (
+    AUTOCASTS,
+    COMPILED,
+    DEPLOYED,
+    JOINT,
+    SEPARATE,
+    STOCK,
+    Cost,
+    Shape,
+    cost,
+    default_autocast,
+)
 
 COLOURS = {SEPARATE: "tab:orange", JOINT: "tab:blue", COMPILED: "tab:green"}
 
 
-def main() -> None:
-    """Measure, show and write what the command line asks for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("blocks", nargs="*", default=["repvgg"], help="by default repvgg")
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    parser.add_argument("blocks", nargs="*", default=["repvgg"], help="default: repvgg")
     parser.add_argument("--shapes", nargs="+", default=["8x64x64", "16x128x40"], help="batch x channels x size")
     parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS))
-    parser.add_argument("--compile", action="store_true", help="torch.compile the block too")
-    parser.add_argument("--device", default=best_device())
+    parser.add_argument("--compile", action="store_true", help="add torch.compile of the block")
+    parser.add_argument("--autocast", choices=AUTOCASTS, help="default: half on a GPU, as the hosts train, else none")
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--name", default="training", help="of the files in --out")
-    options = parser.parse_args()
-    console = Console()
-    settings = Settings(device=options.device, rounds=options.rounds, threads=options.threads)
-    try:
-        check_folder(options.out)
-        costs = measured(options, checked(settings), console)
-    except YolorepError as error:
-        sys.exit(f"{parser.prog}: {error}")
-    console.print(table(costs))
-    console.print("wrote", *map(str, write(costs, settings, options.out / options.name)))
 
 
-def measured(options: argparse.Namespace, device: torch.device, console: Console) -> list[Cost]:
-    """Every block at every shape in every layout."""
+def run(options: argparse.Namespace, recorder: Recorder) -> None:
+    """Time every block at every shape in every layout, print the table and write the record."""
+    device = checked(Settings(device=options.device, rounds=options.rounds, threads=options.threads))
+    autocast = options.autocast or default_autocast(device)
     shapes = [Shape.of(text) for text in options.shapes]
     torch.set_num_threads(options.threads or torch.get_num_threads())
-    costs = []
+    console, costs = Console(), []
     for block, shape, layout in product(options.blocks, shapes, options.layouts):
         with console.status(f"{block}, {shape}, {layout}"):
-            costs.append(cost(block, shape, layout, device, options.rounds, compiled=options.compile))
-    return costs
+            costs.append(
+                cost(block, shape, layout, device, options.rounds, compiled=options.compile, autocast=autocast)
+            )
+    console.print(table(costs))
+    results = {"rounds": options.rounds, "autocast": autocast, "results": [record_of(one) for one in costs]}
+    picture = {".png": lambda file: plot(costs, file)}
+    console.print("wrote", *map(str, recorder.write(results, flags=costs[0].timing.flags, also=picture)))
 
 
 def table(costs: Sequence[Cost]) -> Table:
-    """Step and memory in units of stock, quartiles of the step, page faults."""
+    """Return the table: step and memory in units of stock, quartiles of the step, page faults."""
     view = Table(title=f"in units of {STOCK}", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     view.add_column("run", overflow="fold")
     for column in ("form", "ms", "step", "quartiles", "kept", "peak", "faults"):
@@ -100,7 +97,7 @@ def table(costs: Sequence[Cost]) -> Table:
 
 
 def label_of(one: Cost) -> str:
-    """What was run, and what is the same for every form."""
+    """Return the label of a run: the values that all its forms share."""
     trained, deployed = one.parameters
     latency = one.latency.ratio(DEPLOYED, STOCK).median
     return (
@@ -109,30 +106,13 @@ def label_of(one: Cost) -> str:
 
 
 def memory_ratios(one: Cost, form: str) -> tuple[float, float]:
-    """Kept and peak bytes in units of stock's."""
+    """Return kept and peak bytes in units of stock."""
     mine, stock = one.memory[form], one.memory[STOCK]
     return mine.kept / stock.kept, mine.peak / stock.peak
 
 
-def write(costs: Sequence[Cost], settings: Settings, stem: Path) -> tuple[Path, Path]:
-    """Write `stem`.json, with every sample, and `stem`.png."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    record = {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "machine": machine(settings),
-        "torch": torch.__version__,
-        "rounds": settings.rounds,
-        "results": [record_of(one) for one in costs],
-    }
-    files = stem.with_name(f"{stem.name}.json"), stem.with_name(f"{stem.name}.png")
-    with written_whole(files[0], "w") as file:
-        file.write(json.dumps(record, indent=1) + "\n")
-    plot(costs, files[1])
-    return files
-
-
 def record_of(one: Cost) -> dict[str, Any]:
-    """A run as it is written to the JSON file."""
+    """Return a run as its entry in the JSON file."""
     trained, deployed = one.parameters
     forms = {
         form: {
@@ -150,6 +130,7 @@ def record_of(one: Cost) -> dict[str, Any]:
         "block": one.block,
         "shape": str(one.shape),
         "layout": one.layout,
+        "autocast": one.autocast,
         "parameters": {"trained": trained, "deployed": deployed},
         "deployed_latency_of_stock": asdict(one.latency.ratio(DEPLOYED, STOCK)),
         "forms": forms,
@@ -157,7 +138,7 @@ def record_of(one: Cost) -> dict[str, Any]:
 
 
 def plot(costs: Sequence[Cost], file: Path) -> None:
-    """Step and kept activations in units of stock, a group of bars a run; quartiles of the step as whiskers."""
+    """Draw step (whiskers: quartiles) and kept activations in units of stock, one group of bars per run."""
     figure = Figure(figsize=(max(6.0, 2 + 1.6 * len(costs)), 6), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(2, 1, sharex=True)
@@ -181,9 +162,4 @@ def plot(costs: Sequence[Cost], file: Path) -> None:
         axis.spines[["top", "right"]].set_visible(False)
     axes[1].set_xticks(range(len(costs)), [f"{one.block}\n{one.shape}\n{one.layout}" for one in costs], fontsize=8)
     axes[0].legend(frameon=False, ncols=len(shown), fontsize=8)
-    with written_whole(file, "wb") as whole:
-        figure.savefig(whole, dpi=130)  # type: ignore[arg-type]
-
-
-if __name__ == "__main__":
-    main()
+    figure.savefig(file, dpi=130)

@@ -1,4 +1,4 @@
-"""Every model family that the hosts build from a YAML, by family and task."""
+"""Every model that the hosts build from a YAML, by family and task."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import nn
 
 TASKS = ("detect", "segment", "pose", "obb", "classify", "depth", "semantic")
 TREE = "YOLOv5 tree"
-CUTOFF = 10  # a tree's classifier is the first ten layers of its detector
+CUTOFF = 10  # layers of the detector that a tree builds its classifier from
 
-# family: {task: YAMLs, at their smallest scale; the first of each is the one that is exported}
+# family → task → YAMLs at the smallest scale; the first of each is exported
 FAMILIES: dict[str, dict[str, tuple[str, ...]]] = {
     "v3": {"detect": ("yolov3-tiny.yaml", "yolov3.yaml", "yolov3-spp.yaml")},
     "v5u": {"detect": ("yolov5n.yaml", "yolov5n-p6.yaml")},
@@ -72,7 +72,7 @@ FAMILIES: dict[str, dict[str, tuple[str, ...]]] = {
 
 @dataclass(frozen=True)
 class Model:
-    """One model of a host. yaml: as the host finds it."""
+    """One model of a host. yaml: the name under which the host finds it."""
 
     family: str
     task: str
@@ -86,17 +86,17 @@ class Model:
         return f"{stem}-cls of a YOLOv5 tree" if self.task == "classify" else f"{stem} of a YOLOv5 tree"
 
     def built(self) -> nn.Module:
-        """The host's model, freshly initialized. A YOLOv5 tree must be importable for one of its own."""
+        """Build the model with fresh weights; a YOLOv5 tree must be importable for its models."""
         return of_tree(self) if self.family == TREE else yolo(self.yaml).model
 
     @property
     def exported(self) -> bool:
-        """Whether it is the one of its family and task that is exported."""
+        """Whether this model is the exported one of its family and task."""
         return FAMILIES[self.family][self.task][0] == self.yaml
 
 
 def models() -> Iterator[Model]:
-    """Every model, family by family."""
+    """Yield every model, family by family."""
     for family, tasks in FAMILIES.items():
         for task, yamls in tasks.items():
             for yaml in yamls:
@@ -104,7 +104,7 @@ def models() -> Iterator[Model]:
 
 
 def yolo(yaml: str) -> Any:
-    """ultralytics' `YOLO`, or the one of its kind that takes the YAML."""
+    """Return `YOLO`, `RTDETR`, `YOLOE` or `YOLOWorld` of ultralytics around a YAML."""
     from ultralytics import RTDETR, YOLO, YOLOE, YOLOWorld
 
     kinds: dict[str, Any] = {"rtdetr": RTDETR, "yoloe": YOLOE, "world": YOLOWorld}
@@ -113,7 +113,7 @@ def yolo(yaml: str) -> Any:
 
 
 def of_tree(model: Model) -> nn.Module:
-    """A model as a YOLOv5 tree builds it."""
+    """Build a model with a YOLOv5 tree."""
     from models import yolo
 
     from yolorep.hosts.yolov5.tree import find_tree
@@ -121,6 +121,6 @@ def of_tree(model: Model) -> nn.Module:
     file = str(find_tree() / "models" / model.yaml)
     if model.task == "classify":
         classifier = yolo.ClassificationModel(model=yolo.DetectionModel(file), cutoff=CUTOFF)
-        classifier.names = {index: str(index) for index in range(classifier.nc)}  # as the tree's training gives it
+        classifier.names = {index: str(index) for index in range(classifier.nc)}  # set by the tree's training
         return classifier
     return (yolo.SegmentationModel if model.task == "segment" else yolo.DetectionModel)(file)

@@ -1,4 +1,4 @@
-"""What the benchmark of training steps measures."""
+"""The benchmark of training steps: what it measures, and what it says to wrong input."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.helpers import ROOT
 from tests.processes import run
 from yolorep.bench.training import DEPLOYED, JOINT, SEPARATE, STOCK, Shape, cost, forms_of
 from yolorep.errors import UsageError
@@ -41,13 +40,7 @@ def test_shape_refuses(text: str) -> None:
     assert str(Shape.of("8x64x32")) == "8x64x32"
 
 
-# Runs a script of benchmarks/ with the arguments that follow it.
-SCRIPT = """
-import runpy, sys
-del sys.argv[0]
-sys.path.insert(0, sys.argv[0].rpartition("/")[0])
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
+RUNNER = "import runpy; runpy.run_module('benchmarks', run_name='__main__', alter_sys=True)"
 
 
 @pytest.mark.parametrize(
@@ -61,9 +54,8 @@ runpy.run_path(sys.argv[0], run_name="__main__")
         (["nonesuch", "--device", "cpu"], "block 'nonesuch' is unknown"),
     ],
 )
-def test_script_says_what_is_wrong(arguments: list[str], says: str, tmp_path: Path) -> None:
+def test_benchmark_says_what_is_wrong(arguments: list[str], says: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    script = ROOT / "benchmarks" / "training.py"
-    printed = run(SCRIPT, script, *arguments, "--shapes", "1x8x8", cwd=tmp_path, code=1)
+    printed = run(RUNNER, "training", *arguments, "--shapes", "1x8x8", cwd=tmp_path, code=1)
     assert "Traceback" not in printed
     assert says in printed.strip().splitlines()[-1]

@@ -269,13 +269,14 @@ def bench(
 @app.command(cls=Command)
 def demo(
     out: Annotated[Path | None, typer.Option(help="A new or empty folder; by default yolorep-demo.")] = None,
-    epochs: Annotated[int, typer.Option(help="Epochs to train.", min=1)] = 9,
-    images: Annotated[int, typer.Option(help="Training images to paint.", min=16)] = 800,
+    epochs: Annotated[int | None, typer.Option(help="Epochs of each training; default: what fits.", min=1)] = None,
+    images: Annotated[int | None, typer.Option(help="Training images; default: what fits.", min=16)] = None,
+    minutes: Annotated[float, typer.Option(help="Time that epochs and images are fitted to.", min=0.5)] = 3.5,
 ) -> None:
-    """Train, detect, deploy, verify and measure on images painted for it; about two minutes on two cores."""
+    """Train rep beside stock on painted images, deploy, verify and measure; says first how long it takes."""
     from yolorep.demo import demo as play
 
-    play(out, epochs=epochs, images=images, console=_console())
+    play(out, epochs=epochs, images=images, minutes=minutes, console=_console())
 
 
 @app.command(cls=Command)

@@ -1,8 +1,8 @@
-"""Two GPUs that are this CPU: with this folder in PYTHONPATH a host's own multi-GPU code runs, unmodified, on a CPU.
+"""Present this CPU as two GPUs: with this folder in PYTHONPATH, a host's multi-GPU code runs unmodified on a CPU.
 
-Both hosts ask torch for CUDA before they start several processes. Here torch says that there are two such devices, and
-whatever is sent to one stays where it is; the processes talk through gloo. Python imports a module of this name when it
-starts, so the processes that a host starts in turn have it too. It says nothing about NCCL or the speed of GPUs.
+Both hosts ask torch for CUDA devices before they start several processes. With this module, torch reports two devices,
+tensors sent to a device stay on the CPU, and the processes communicate through gloo. Python imports a module named
+`sitecustomize` at startup, so child processes are covered too. It tests neither NCCL nor the speed of GPUs.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ PROPERTIES = SimpleNamespace(name="this CPU", total_memory=2**33, multi_processo
 
 
 def stand_in(torch: ModuleType) -> None:
-    """Put the stand-ins for CUDA in place."""
+    """Replace the CUDA functions of torch that the hosts call."""
     for name, value in {"is_available": True, "device_count": DEVICES, "get_device_properties": PROPERTIES}.items():
         setattr(torch.cuda, name, answer(value))
     for name in ("set_device", "synchronize"):
         setattr(torch.cuda, name, answer(None))
     torch.cuda.current_device = answer(0)
-    torch.accelerator.current_accelerator = answer(None)  # optimizers ask, of tensors that are on the CPU
+    torch.accelerator.current_accelerator = answer(None)  # optimizers ask, for tensors on the CPU
     torch.distributed.is_nccl_available = answer(False)
     wrapt.wrap_function_wrapper(torch.nn.parallel, "DistributedDataParallel.__init__", without_devices)
     wrapt.wrap_function_wrapper(torch.distributed, "reduce", without_average)
-    torch.nn.parallel.DistributedDataParallel._passing_sync_batchnorm_handle = answer(None)  # which refuses it on a CPU
+    torch.nn.parallel.DistributedDataParallel._passing_sync_batchnorm_handle = answer(None)  # refuses a CPU
     torch.nn.SyncBatchNorm.forward = synchronized
     stay(torch)
 
 
 def answer(value: Any) -> Any:
-    """A function that returns `value`."""
+    """Return a function that returns `value`."""
     return lambda *args, **kwargs: value
 
 
 def stay(torch: ModuleType) -> None:
-    """Have every torch function that is told 'cuda' hear 'cpu'."""
+    """Replace the device argument 'cuda' of every torch function by 'cpu'."""
     from torch.overrides import TorchFunctionMode
 
     def here(value: Any) -> Any:
@@ -47,7 +47,7 @@ def stay(torch: ModuleType) -> None:
 
     class Stay(TorchFunctionMode):
         def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            if function is torch.device:  # a host looks at the type of the one it makes
+            if function is torch.device:  # a host reads the type of the device that it makes
                 return function(*args, **(kwargs or {}))
             named = {name: here(value) for name, value in (kwargs or {}).items()}
             return function(*(here(value) for value in args), **named)
@@ -56,12 +56,12 @@ def stay(torch: ModuleType) -> None:
 
 
 def without_devices(init: Any, module: Any, args: Any, kwargs: Any) -> Any:
-    """DistributedDataParallel of a module on the CPU takes no device."""
+    """Drop the device arguments: DistributedDataParallel of a module on the CPU takes none."""
     return init(*args, **{**kwargs, "device_ids": None, "output_device": None})
 
 
 def without_average(reduce: Any, module: Any, args: Any, kwargs: Any) -> Any:
-    """Gloo has no average: a sum, divided."""
+    """Average by dividing a sum: gloo has no average."""
     from torch import distributed
 
     tensor, average = args[0], kwargs.get("op") == distributed.ReduceOp.AVG
@@ -72,7 +72,7 @@ def without_average(reduce: Any, module: Any, args: Any, kwargs: Any) -> Any:
 
 
 def synchronized(norm: Any, x: Any) -> Any:
-    """The forward pass of SyncBatchNorm, whose own kernels are for GPUs: batch statistics over all processes."""
+    """Forward pass of SyncBatchNorm with batch statistics over all processes; torch's kernels are for GPUs only."""
     import torch
     from torch.distributed.nn.functional import all_reduce
     from torch.nn import functional as F

@@ -43,6 +43,7 @@ class Result:
     precision: str
     layout: str
     timing: Timing
+    device: str = "cpu"
 
 
 def bench(
@@ -72,7 +73,7 @@ def bench(
                     timing = interleave(calls, settings.rounds, device, after_round=watch(name))
                 except (RuntimeError, AssertionError) as error:  # memory, a precision, a size that it lacks or refuses
                     raise UsageError(f"{name}: {device} cannot run it: {first_line(error)}") from None
-                results.append(Result(subjects.name, batch, size, precision, layout, timing))
+                results.append(Result(subjects.name, batch, size, precision, layout, timing, settings.device))
     return results
 
 

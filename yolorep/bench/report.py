@@ -1,14 +1,9 @@
-"""What a benchmark leaves behind: a table on the screen, a JSON file with every sample, and a plot."""
+"""The output of `yolorep bench`: a table on the screen, a JSON file with every sample, and a plot."""
 
 from __future__ import annotations
 
-import json
-import os
-import platform
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from itertools import cycle, zip_longest
 from pathlib import Path
 from statistics import median
@@ -18,20 +13,18 @@ import torch
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from yolorep.atomic_files import written_whole
 from yolorep.bench.measure import Result, Settings
+from yolorep.bench.record import as_json, describe, machine, replace_together
 from yolorep.bench.subjects import CONVOLUTION, DEPLOYED, STOCK, UNFUSED
 from yolorep.bench.timing import Spread
 
-PACKAGES = ("yolorep", "ultralytics", "torch", "numpy")
 COLOURS = {UNFUSED: "tab:orange", DEPLOYED: "tab:blue", STOCK: "tab:grey", CONVOLUTION: "tab:green"}
-OTHER_COLOURS = ("tab:red", "tab:purple", "tab:olive", "tab:brown", "tab:pink", "tab:cyan")  # of models timed beside
-ALLOCATOR_SETTINGS = ("MALLOC_", "LD_PRELOAD")  # prefixes of variables that set how memory is kept
+OTHER_COLOURS = ("tab:red", "tab:purple", "tab:olive", "tab:brown", "tab:pink", "tab:cyan")  # models of --beside
 
 
 def table(results: Sequence[Result], settings: Settings) -> Table:
-    """Median time of a call, images a second, the time in units of the deployed form's with quartiles, page faults."""
-    view = Table(title=_conditions(settings), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    """Return the table: median time of a call, images per second, time / time of the deployed form, page faults."""
+    view = Table(title=_conditions(results, settings), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     view.add_column("run", overflow="fold")
     view.add_column("form", no_wrap=True)
     for column in ("ms", "FPS", f"/ {DEPLOYED}", "quartiles", "faults"):
@@ -44,42 +37,23 @@ def table(results: Sequence[Result], settings: Settings) -> Table:
     return view
 
 
-def write(results: Sequence[Result], settings: Settings, stem: Path) -> tuple[Path, Path]:
-    """Write `stem`.json and `stem`.png, replacing those of an earlier run; returns both paths."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    record = {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "machine": machine(settings),
-        "packages": {name: _version(name) for name in PACKAGES},
-        "device": settings.device,
-        "rounds": settings.rounds,
-        "results": [_record(result) for result in results],
-    }
+def write(
+    results: Sequence[Result], settings: Settings, stem: Path, script: str = "yolorep bench"
+) -> tuple[Path, Path]:
+    """Write `stem`.json and `stem`.png, both or neither; replaces those of an earlier run and returns both paths.
+
+    Raises:
+        UsageError: they cannot be written.
+    """
+    record = describe(script, settings.device, results[0].timing.flags, rounds=settings.rounds, autocast=None)
+    record["results"] = [_record(result) for result in results]
     files = stem.with_name(f"{stem.name}.json"), stem.with_name(f"{stem.name}.png")
-    with written_whole(files[0], "w") as file:
-        file.write(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-    plot(results, settings, files[1])
+    replace_together({files[0]: as_json(record), files[1]: lambda file: plot(results, settings, file)})
     return files
 
 
-def machine(settings: Settings) -> dict[str, Any]:
-    """Where the figures were taken, and how the libraries were set."""
-    gpu = torch.device(settings.device).type == "cuda"
-    return {
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "threads": settings.threads or torch.get_num_threads(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "gpu": torch.cuda.get_device_name(settings.device) if gpu else None,
-        "cudnn_benchmark": True if gpu else None,
-        "allocator": {k: v for k, v in sorted(os.environ.items()) if k.startswith(ALLOCATOR_SETTINGS)},
-        "system": platform.system(),
-        "python": platform.python_version(),
-    }
-
-
 def plot(results: Sequence[Result], settings: Settings, file: Path) -> None:
-    """One group of bars a run: the median time in units of the deployed form's, quartiles as whiskers."""
+    """Draw one group of bars per run: median time / time of the deployed form; whiskers are the quartiles."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -103,18 +77,18 @@ def plot(results: Sequence[Result], settings: Settings, file: Path) -> None:
             axis.annotate(f"{ratio.median:.2f}", (x, ratio.high), **above)
     axis.set_xticks(range(len(results)), [_group(r) for r in results], fontsize=8)
     axis.set_ylabel(f"time / time {DEPLOYED}")
-    axis.set_title(_conditions(settings), fontsize=9)
+    axis.set_title(_conditions(results, settings), fontsize=9)
     axis.margins(y=0.15)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False, ncols=min(len(shown), 4), fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2))
-    with written_whole(file, "wb") as whole:
-        figure.savefig(whole, dpi=130)  # type: ignore[arg-type]
+    figure.savefig(file, dpi=130)
 
 
-def _conditions(settings: Settings) -> str:
-    m = machine(settings)
+def _conditions(results: Sequence[Result], settings: Settings) -> str:
+    m = machine(settings.device, results[0].timing.flags)
     threads = f"{m['threads']} thread{'s' * (m['threads'] != 1)}"
-    where = f"{m['gpu']}, cudnn.benchmark on" if m["gpu"] else f"{m['processor']}, {threads}"
+    chosen = "on" if m["cudnn_benchmark"] else "off"
+    where = f"{m['gpu']}, cudnn.benchmark {chosen}" if m["gpu"] else f"{m['processor']}, {threads}"
     return f"{where}, torch {torch.__version__}, {settings.rounds} interleaved rounds"
 
 
@@ -148,19 +122,3 @@ def _group(result: Result) -> str:
 
 def _scaled(spread: Spread, unit: float) -> Spread:
     return Spread(spread.median * unit, spread.low * unit, spread.high * unit)
-
-
-def _processor() -> str:
-    """The processor's name; `platform.processor` gives only its family on most Linux systems."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -1,20 +1,23 @@
-"""Interleaved timing: one sample of every subject in turn, round after round, so that a ratio is taken within a round.
+"""Interleaved timing: one sample of every subject in turn, round after round; ratios are computed within a round.
 
-torch.utils.benchmark times one statement after the other; on a machine whose clock or load drifts, the drift between
-the two statements would be read as a difference between the subjects.
+`torch.utils.benchmark` times one statement after the other. If the clock or the load of the machine drifts between the
+two statements, the drift looks like a difference between them.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from mmap import PAGESIZE, mmap
 from statistics import quantiles
 from time import perf_counter
+from typing import Any
 
 import torch
+
+from yolorep.bench.record import torch_flags
 
 if sys.platform != "win32":
     from resource import RUSAGE_SELF, getrusage
@@ -27,7 +30,7 @@ Call = Callable[[], object]
 
 @dataclass(frozen=True)
 class Spread:
-    """Median and quartiles of one figure over the rounds."""
+    """Median and quartiles of one value over the rounds."""
 
     median: float
     low: float
@@ -41,21 +44,23 @@ class Spread:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one call, one figure for each subject and round. calls: how many calls a figure is the mean of.
+    """Seconds per call of each subject in each round.
 
-    page_faults: of one call, likewise: pages of memory that the system had to supply anew. None where it does not say.
+    calls: number of calls that a value is the mean of. page_faults: minor page faults per call, in the same order, or
+    None where the system does not count them. flags: `torch_flags()` during the measurement.
     """
 
     calls: int
     seconds: dict[str, list[float]]
     page_faults: dict[str, list[float]] | None = None
+    flags: dict[str, Any] = field(default_factory=dict)
 
     def time(self, subject: str) -> Spread:
-        """Seconds of one call."""
+        """Return the seconds of one call."""
         return Spread.of(self.seconds[subject])
 
     def ratio(self, subject: str, reference: str) -> Spread:
-        """How many times as long `subject` takes as `reference`, round by round."""
+        """Return time of `subject` / time of `reference`, computed round by round."""
         return Spread.of([a / b for a, b in zip(self.seconds[subject], self.seconds[reference], strict=True)])
 
 
@@ -66,9 +71,10 @@ def interleave(
     *,
     after_round: Callable[[], object] = lambda: None,
 ) -> Timing:
-    """Time every subject once a round, A B C A B C, each sample after one call that is not timed.
+    """Time every subject once per round, in the order A B C A B C; one untimed call precedes each sample.
 
-    rounds: at least 2. device: where the subjects compute: events are recorded on a GPU, a clock is read elsewhere.
+    rounds: at least 2. device: where the subjects compute; a GPU is timed with CUDA events, a CPU with the clock.
+    after_round: called after each round.
     """
     sample = _cuda_seconds if device.type == "cuda" else _cpu_seconds
     for call in subjects.values():
@@ -84,11 +90,11 @@ def interleave(
             seconds[name].append(sample(call, calls) / calls)
             faults[name].append((page_faults() - before) / calls)
         after_round()
-    return Timing(calls, seconds, faults if counts_page_faults() else None)
+    return Timing(calls, seconds, faults if counts_page_faults() else None, torch_flags())
 
 
 def page_faults() -> int:
-    """Of this process so far, all threads together, without those that read a disk. 0 on Windows: it has no count."""
+    """Return the minor page faults of this process so far, all threads together; 0 on Windows, which has no count."""
     if sys.platform == "win32":
         return 0
     return getrusage(RUSAGE_SELF).ru_minflt
@@ -96,7 +102,7 @@ def page_faults() -> int:
 
 @cache
 def counts_page_faults() -> bool:
-    """Whether the count rises when fresh memory is written. Some sandboxes have a count that stands still."""
+    """Return whether the count rises when new memory is written; in some sandboxes it never does."""
     before = page_faults()
     with mmap(-1, PROBE_PAGES * PAGESIZE) as fresh:
         for page in range(PROBE_PAGES):

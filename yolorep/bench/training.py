@@ -1,4 +1,4 @@
-"""What training a block costs beside YOLO's convolution, batch norm and SiLU: time of a step, and memory."""
+"""Cost of a block in training, in units of YOLO's convolution + batch norm + SiLU: time of a step, and memory."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from yolorep.blocks import Conv_C3
 from yolorep.errors import UsageError
 
 STOCK, SEPARATE, JOINT, COMPILED, DEPLOYED = "stock", "separate", "joint", "compiled", "deployed"
+AUTOCASTS: dict[str, torch.dtype | None] = {"none": None, "half": torch.float16, "bfloat16": torch.bfloat16}
 
 
 class Shape(NamedTuple):
-    """Of the block's input and output: (batch, channels, size, size)."""
+    """Shape of the block's input and output: (batch, channels, size, size)."""
 
     batch: int
     channels: int
@@ -30,10 +31,14 @@ class Shape(NamedTuple):
 
     @classmethod
     def of(cls, text: str) -> Shape:
-        """From 'batch x channels x size', as in 8x64x64.
+        """Parse 'BATCHxCHANNELSxSIZE'.
 
         Raises:
-            UsageError: it is not three whole numbers above 0.
+            UsageError: `text` is not three positive integers.
+
+        Example:
+            >>> Shape.of("8x64x32")
+            Shape(batch=8, channels=64, size=32)
         """
         numbers = text.split("x")
         if len(numbers) != 3 or not all(number.isdecimal() and int(number) for number in numbers):
@@ -46,9 +51,10 @@ class Shape(NamedTuple):
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes. kept: what the forward pass leaves for the backward pass. peak: the most that a step holds at a time.
+    """Bytes of activations.
 
-    Both without parameters, their gradients and the input, which `kept` counts where it is kept.
+    kept: saved by the forward pass for the backward pass, the input included where it is saved. peak: largest amount
+    allocated at one time during a step, without parameters, their gradients and the input.
     """
 
     kept: int
@@ -57,10 +63,10 @@ class Memory:
 
 @dataclass(frozen=True)
 class Cost:
-    """One block, or several forms of it, at one shape; the unit is `STOCK`.
+    """Cost of the forms of one block at one shape.
 
-    parameters: trained, and once deployed. timing: of a training step of each form. latency: of a forward pass of what
-    is deployed, the block and stock.
+    parameters: number in training and number after deploy. timing: training step of each form. latency: forward pass
+    of the deployed block and of the deployed stock block. autocast: a key of `AUTOCASTS`.
     """
 
     block: str
@@ -70,12 +76,18 @@ class Cost:
     timing: Timing
     latency: Timing
     memory: dict[str, Memory]
+    autocast: str = "none"
+
+
+def default_autocast(device: torch.device) -> str:
+    """Return the autocast that both hosts train with by default: half on a GPU, none on a CPU."""
+    return "half" if device.type == "cuda" else "none"
 
 
 def forms_of(block: str, channels: int, *, compiled: bool) -> dict[str, nn.Module]:
-    """The stock block, and `block` with its branches each on their own, in one step, and compiled.
+    """Return the stock block, and `block` in its separate, joint and compiled forms, in training mode.
 
-    The joint form is left out where the block has none.
+    The joint form is left out where the block has none, the compiled form without `compiled`.
     """
     torch.manual_seed(0)
     act = nn.SiLU()
@@ -97,34 +109,35 @@ def cost(
     rounds: int,
     *,
     compiled: bool = False,
+    autocast: str = "none",
     after_round: Callable[[], object] = lambda: None,
 ) -> Cost:
     """Time one training step of every form, interleaved, and measure its memory.
 
-    A step is forward, backward down to the input, and gradients dropped before it as an optimizer does.
+    A step drops the gradients, runs forward (under `autocast`) and runs backward down to the input.
 
     Raises:
-        BlockError: no such block, or none of these channels.
+        BlockError: there is no such block, or it does not take that number of channels.
     """
     memory_format: Any = LAYOUTS[layout]
     forms = {
         k: form.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
         for k, form in forms_of(block, shape.channels, compiled=compiled).items()
     }
-    x = torch.randn(shape.batch, shape.channels, shape.size, shape.size).to(device, memory_format=memory_format)
-    x.requires_grad_()
+    x = torch.randn(shape.batch, shape.channels, shape.size, shape.size)
+    # In a network under autocast the input of a block is the output of another one, in the narrow dtype.
+    x = x.to(device, AUTOCASTS[autocast] or torch.float32, memory_format=memory_format).requires_grad_()
     gradient = torch.randn_like(x)
-    steps = {name: _step(form, x, gradient) for name, form in forms.items()}
-    memory = {
-        name: Memory(kept_bytes(partial(form, x)), peak_bytes(steps[name], device)) for name, form in forms.items()
-    }
+    forwards = {name: partial(_forward, form, x, AUTOCASTS[autocast]) for name, form in forms.items()}
+    steps = {name: _step(form, forwards[name], x, gradient) for name, form in forms.items()}
+    memory = {name: Memory(kept_bytes(forwards[name]), peak_bytes(steps[name], device)) for name in forms}
     timing = interleave(steps, rounds, device, after_round=after_round)
     latency = _latency({STOCK: forms[STOCK], DEPLOYED: forms[SEPARATE]}, x, rounds)
-    return Cost(block, shape, layout, _parameters(forms[SEPARATE]), timing, latency, memory)
+    return Cost(block, shape, layout, _parameters(forms[SEPARATE]), timing, latency, memory, autocast)
 
 
 def kept_bytes(forward: Callable[[], Tensor]) -> int:
-    """Of the distinct storages that a forward pass saves for the backward pass, parameters not among them."""
+    """Return the bytes of distinct storages that a forward pass saves for the backward pass, without parameters."""
     storages: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -139,7 +152,7 @@ def kept_bytes(forward: Callable[[], Tensor]) -> int:
 
 
 def peak_bytes(step: Callable[[], object], device: torch.device) -> int:
-    """The most that a step has allocated at a time, beyond what was there before it."""
+    """Return the largest number of bytes allocated at one time during a step, beyond those allocated before it."""
     step()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -156,11 +169,17 @@ def peak_bytes(step: Callable[[], object], device: torch.device) -> int:
     return most
 
 
-def _step(form: nn.Module, x: Tensor, gradient: Tensor) -> Callable[[], None]:
+def _forward(form: nn.Module, x: Tensor, autocast: torch.dtype | None) -> Tensor:
+    with torch.autocast(x.device.type, autocast, enabled=autocast is not None):
+        return form(x)
+
+
+def _step(form: nn.Module, forward: Callable[[], Tensor], x: Tensor, gradient: Tensor) -> Callable[[], None]:
     def step() -> None:
         form.zero_grad(set_to_none=True)
         x.grad = None
-        form(x).backward(gradient)
+        y = forward()
+        y.backward(gradient.to(y.dtype))
 
     return step
 
@@ -172,13 +191,13 @@ def _joint_or_not(block: Conv_C3, joint: bool) -> Conv_C3:
 
 
 def _latency(blocks: dict[str, nn.Module], x: Tensor, rounds: int) -> Timing:
-    calls = {name: partial(_deployed(block), x.detach()) for name, block in blocks.items()}
+    calls = {name: partial(_deployed(block).to(x.dtype), x.detach()) for name, block in blocks.items()}
     with torch.inference_mode():
         return interleave(calls, rounds, x.device)
 
 
 def _parameters(block: nn.Module) -> tuple[int, int]:
-    """Trained, and of the convolution that is left."""
+    """Return the number of parameters in training, and in the convolution that deploy leaves."""
     return tuple(sum(p.numel() for p in m.parameters()) for m in (block, _deployed(block)))  # type: ignore[return-value]
 
 

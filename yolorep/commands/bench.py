@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +10,9 @@ from rich.console import Console
 from rich.progress import Progress
 
 from yolorep.bench.measure import LAYOUTS, Result, Settings, bench
+from yolorep.bench.record import check_folder
 from yolorep.bench.report import table, write
 from yolorep.bench.subjects import Subjects, beside, is_block, of_name
-from yolorep.errors import UsageError
 
 
 def run(
@@ -26,6 +25,7 @@ def run(
     others: Sequence[str] = (),
     repo: Path | None = None,
     console: Console,
+    script: str = "yolorep bench",
 ) -> list[Result]:
     """Benchmark every name in `whats`, print the table and, with a `stem`, write `stem`.json and `stem`.png.
 
@@ -45,7 +45,7 @@ def run(
         results += timed(subject, replace(mine, layouts=tuple(LAYOUTS)) if is_block(what) else mine, console)
     console.print(table(results, settings))
     if stem is not None:
-        console.print("wrote", *map(str, write(results, settings, stem)))
+        console.print("wrote", *map(str, write(results, settings, stem, script)))
     return results
 
 
@@ -58,12 +58,3 @@ def timed(subject: Subjects, settings: Settings, console: Console) -> list[Resul
             return lambda: progress.advance(task)
 
         return bench(subject, settings, watch=watch)
-
-
-def check_folder(folder: Path) -> None:
-    """Raises:
-    UsageError: results cannot be written to `folder`, nor can it be made.
-    """
-    nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise UsageError(f"{folder} cannot be written to; accepted for --out: a folder, or the name of a new one")

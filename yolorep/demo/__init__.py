@@ -1,4 +1,4 @@
-"""`yolorep demo`: train a rep model on generated images, deploy it, and show that nothing but the speed has changed."""
+"""`yolorep demo`: train a rep model beside stock on generated images, deploy it, and show what changed."""
 
 from yolorep.demo.run import demo
 

@@ -1,4 +1,4 @@
-"""The demo's pictures: detections against the truth, and the training curve beside the speed."""
+"""The demo's pictures: detections against the truth; training curves beside the speed."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from matplotlib.image import imread
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from yolorep.bench.measure import Result
 from yolorep.bench.report import COLOURS
+from yolorep.bench.subjects import DEPLOYED, STOCK
+from yolorep.demo.findings import Findings
 from yolorep.demo.scenes import CLASSES
-from yolorep.demo.training import Epoch
 from yolorep.hosts.predictions import Answer
 
 ROWS, COLUMNS = 3, 4
 CLASS_COLOURS = ("#ffb000", "#fe6100", "#dc267f", "#785ef0", "#1e88e5")
-CONFIDENCE = 0.5  # least confidence of a detection that is drawn
+CONFIDENCE = 0.25  # detections below it are not drawn
 OUTLINE: dict[str, Any] = {"facecolor": "none", "linewidth": 1.6}
 
 
 def mosaic(images: Sequence[Path], detect: Callable[[Path], Answer], file: Path) -> None:
-    """Twelve images with what was detected with some confidence, in colour, over the truth, in dashed white.
+    """Draw twelve images with the detections in colour and the truth in dashed white.
 
-    detect: from an image file to a detector's answer.
+    detect: image file → predictions.
     """
     figure = _figure(3.0 * COLUMNS, 3.0 * ROWS + 0.5)
     for index, path in enumerate(images[: ROWS * COLUMNS]):
@@ -56,23 +56,25 @@ def mosaic(images: Sequence[Path], detect: Callable[[Path], Answer], file: Path)
     figure.savefig(file, dpi=110)
 
 
-def summary(epochs: Sequence[Epoch], speed: Result, file: Path) -> None:
-    """mAP over the epochs on the left, images a second of each form of the model on the right."""
+def summary(found: Findings, file: Path) -> None:
+    """Draw validation mAP over the epochs for rep and stock, and images per second of each form."""
     figure = _figure(9.5, 3.8)
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    numbers = range(1, len(epochs) + 1)
-    for label, values in (("mAP50", [e.map50 for e in epochs]), ("mAP50-95", [e.map50_95 for e in epochs])):
-        left.plot(numbers, values, marker="o", ms=4, label=label)
-        left.annotate(f"{values[-1]:.2f}", (len(values), values[-1]), (0, 6), textcoords="offset points", ha="center")
-    left.set(xlabel="epoch", ylabel="validation mAP", ylim=(0, 1.05), title="training, with the branches")
+    lines = {"rep": (found.rep.epochs, COLOURS[DEPLOYED]), "stock": (found.stock.epochs, COLOURS[STOCK])}
+    for name, (epochs, colour) in lines.items():
+        numbers = range(1, len(epochs) + 1)
+        for metric, style in (("map50", "-"), ("map50_95", "--")):
+            label = f"{name}, {'mAP50' if metric == 'map50' else 'mAP50-95'}"
+            left.plot(numbers, [getattr(e, metric) for e in epochs], style, color=colour, marker="o", ms=3, label=label)
+    left.set(xlabel="epoch", ylabel="validation mAP", ylim=(0, 1.05), title="training")
     left.xaxis.get_major_locator().set_params(integer=True)
     left.grid(alpha=0.3)
-    left.legend(frameon=False, loc="lower right")
-    forms = list(speed.timing.seconds)
-    fps = [speed.batch / speed.timing.time(form).median for form in forms]
-    bars = right.bar(forms, fps, 0.6, color=[COLOURS[form] for form in forms])
+    left.legend(frameon=False, loc="lower right", fontsize=8)
+    fps = found.fps
+    bars = right.bar(list(fps), list(fps.values()), 0.6, color=[COLOURS[form] for form in fps])
     right.bar_label(bars, fmt="%.0f", padding=2)
-    right.set(ylabel="images a second", title=f"speed, batch {speed.batch}, {speed.size} px")
+    speed = found.speed
+    right.set(ylabel="images per second", title=f"speed on {speed.device}, batch {speed.batch}, {speed.size} px")
     right.margins(y=0.12)
     for axis in (left, right):
         axis.spines[["top", "right"]].set_visible(False)
@@ -86,7 +88,7 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _truth(image: Path, side: int) -> list[tuple[float, ...]]:
-    """Corners of the labelled boxes of an image, in pixels."""
+    """Return the corners (x1, y1, x2, y2) of the labelled boxes of an image, in pixels."""
     label = image.parents[2] / "labels" / image.parent.name / f"{image.stem}.txt"
     rows = np.loadtxt(label, ndmin=2)[:, 1:] * side
     corners = np.concatenate([rows[:, :2] - rows[:, 2:] / 2, rows[:, :2] + rows[:, 2:] / 2], axis=1)

@@ -1,4 +1,4 @@
-"""The embedded data set: shapes painted on textured backgrounds, in YOLO's layout, the same for the same seed."""
+"""The embedded data set: shapes painted on textured backgrounds, in YOLO's layout, equal for equal seeds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 CLASSES = ("disc", "triangle", "star", "ring", "cross")
-SUBPIXELS = 4  # binary places of a corner's position, for smooth edges
+SUBPIXELS = 4  # fractional bits of a corner's position, for smooth edges
 HIDDEN = 0.35  # largest share of a box that a later shape may cover
 Image = NDArray[np.uint8]
 Points = NDArray[np.float64]
@@ -28,13 +28,13 @@ class Box:
     y2: float
 
     def covered_by(self, other: Box) -> float:
-        """Share of this box that lies in `other`."""
+        """Return the share of this box that lies in `other`."""
         width = min(self.x2, other.x2) - max(self.x1, other.x1)
         height = min(self.y2, other.y2) - max(self.y1, other.y1)
         return max(width, 0.0) * max(height, 0.0) / ((self.x2 - self.x1) * (self.y2 - self.y1))
 
     def row(self, side: int) -> str:
-        """The line of a YOLO label file: class, then centre and size as shares of the image."""
+        """Return the line of a YOLO label file: class, then centre and size as fractions of the image."""
         centre = (self.x1 + self.x2) / 2 / side, (self.y1 + self.y2) / 2 / side
         size = (self.x2 - self.x1) / side, (self.y2 - self.y1) / side
         return " ".join([str(self.label), *(f"{value:.6f}" for value in (*centre, *size))])
@@ -44,6 +44,9 @@ def make(folder: Path, *, train: int, val: int, side: int, seed: int = 0) -> Pat
     """Write the data set below `folder` and return its data.yaml.
 
     train, val: numbers of images. side: their height and width in pixels.
+
+    Raises:
+        OSError: a file cannot be written.
     """
     for index, (split, count) in enumerate((("train", train), ("val", val))):
         random = np.random.default_rng((seed, index))
@@ -52,7 +55,8 @@ def make(folder: Path, *, train: int, val: int, side: int, seed: int = 0) -> Pat
         labels.mkdir(parents=True)
         for number in range(count):
             image, boxes = scene(random, side)
-            cv2.imwrite(str(images / f"{number:04}.png"), image)
+            encoded = cv2.imencode(".png", image)[1].tobytes()
+            (images / f"{number:04}.png").write_bytes(encoded)  # cv2.imwrite is silent when the disk is full
             (labels / f"{number:04}.txt").write_text("".join(f"{box.row(side)}\n" for box in boxes))
     names = "".join(f"  {index}: {name}\n" for index, name in enumerate(CLASSES))
     data = folder / "data.yaml"
@@ -60,8 +64,17 @@ def make(folder: Path, *, train: int, val: int, side: int, seed: int = 0) -> Pat
     return data
 
 
+def files(folder: Path, *, train: int, val: int) -> list[Path]:
+    """Return every file that `make` writes."""
+    found = [folder / "data.yaml"]
+    for split, number in (("train", train), ("val", val)):
+        for kind, suffix in (("images", "png"), ("labels", "txt")):
+            found += [folder / kind / split / f"{index:04}.{suffix}" for index in range(number)]
+    return found
+
+
 def scene(random: np.random.Generator, side: int) -> tuple[Image, list[Box]]:
-    """One image, (side, side, 3) BGR, with two to six shapes and their boxes."""
+    """Paint one image, (side, side, 3) BGR, with two to six shapes; returns it with their boxes."""
     canvas = _texture(random, side, side, contrast=random.uniform(20, 60))
     boxes: list[Box] = []
     for _ in range(random.integers(2, 7)):
@@ -76,7 +89,7 @@ def scene(random: np.random.Generator, side: int) -> tuple[Image, list[Box]]:
 
 
 def outline(name: str) -> list[Points]:
-    """Contours of a class within the unit circle, (n, 2) each; a second contour is a hole."""
+    """Return the contours of a class within the unit circle, (n, 2) each; a second contour is a hole."""
     if name == "disc":
         return [_polygon(40)]
     if name == "ring":
@@ -86,7 +99,7 @@ def outline(name: str) -> list[Points]:
     if name == "star":
         return [_polygon(10) * np.where(np.arange(10) % 2, 0.42, 1.0)[:, None]]
     arm = 0.32
-    corner = np.array([[arm, arm], [1, arm], [1, -arm]])  # one arm of the cross; the others are it, turned
+    corner = np.array([[arm, arm], [1, arm], [1, -arm]])  # one arm of the cross; the other three are rotations of it
     turns = [np.array([[np.cos(a), -np.sin(a)], [np.sin(a), np.cos(a)]]) for a in -np.pi / 2 * np.arange(4)]
     return [np.concatenate([corner @ turn.T for turn in turns])]
 
@@ -97,7 +110,7 @@ def _polygon(corners: int) -> Points:
 
 
 def _placed(random: np.random.Generator, contours: list[Points], side: int) -> list[Points]:
-    """The contours turned, stretched, scaled and moved to where they fit into a square of `side` pixels."""
+    """Rotate, stretch, scale and move the contours so that they fit into a square of `side` pixels."""
     angle, stretch = random.uniform(0, 2 * np.pi), random.uniform(0.85, 1.15)
     radius = side * np.exp(random.uniform(np.log(0.07), np.log(0.2)))
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
@@ -119,13 +132,13 @@ def _paint(random: np.random.Generator, canvas: Canvas, contours: list[Points], 
     mask = cv2.fillPoly(np.zeros((height, width), np.uint8), corners, 255, cv2.LINE_AA, SUBPIXELS)
     fill = _texture(random, height, width, contrast=random.uniform(0, 45))
     away = fill.mean((0, 1)) - window.mean((0, 1))
-    if np.abs(away).max() < 60:  # a shape that nobody could see
+    if np.abs(away).max() < 60:  # otherwise the shape would be invisible
         fill += np.where(away < 0, -60, 60).astype(np.float32)
     window += (mask[..., None] / np.float32(255)) * (fill - window)
 
 
 def _texture(random: np.random.Generator, height: int, width: int, contrast: float) -> Canvas:
-    """A colour with a gradient, stripes and blotches of it, (height, width, 3)."""
+    """Return a colour with a gradient, stripes and blotches, (height, width, 3)."""
     angle, waves = random.uniform(0, np.pi), random.uniform(2, 14)
     across, down = (np.linspace(-1, 1, n, dtype=np.float32) for n in (width, height))
     along = np.float32(np.cos(angle)) * across[None, :] + np.float32(np.sin(angle)) * down[:, None]

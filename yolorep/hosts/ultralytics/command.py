@@ -14,6 +14,7 @@ from yolorep.hosts.checkpoints import check_model_file, check_resumes
 from yolorep.hosts.damaged_files import check_whole
 from yolorep.hosts.needs import missing_file, needed
 from yolorep.hosts.offline import guard_hosts
+from yolorep.hosts.ultralytics.cpu_threads import use_all_cores
 
 TRAINS = ("train", "tune")
 # Names of ultralytics' checkpoints that hold weights without a model: it builds the model from the name.
@@ -104,6 +105,7 @@ def _about_arguments(error: Exception) -> bool:
 
 
 def _call(arguments: Sequence[str], options: dict[str, object]) -> None:
+    use_all_cores()
     from ultralytics.cfg import entrypoint
 
     from yolorep.hosts.ultralytics.training_hooks import options_of_command

@@ -1,10 +1,10 @@
-"""The recorded rows of `families.py` as tables in Markdown, in which no cell is empty without its reason."""
+"""Markdown tables of the `families` benchmark; every cell without a value states the reason."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from zoo import FAMILIES, TASKS, TREE
+from benchmarks.zoo import FAMILIES, TASKS, TREE
 
 Rows = dict[str, dict[str, Any]]
 STEPS = ("expand", "deploy", "fuse")
@@ -12,12 +12,12 @@ NOT_RUN = "not run: the converter is given a folded graph, as it is for yolo11n"
 
 
 def tables(rows: Rows) -> str:
-    """Both tables: the way there and back, and the exports."""
+    """Return both tables: round trips and exports."""
     return f"{roundtrips(rows)}\n\n{exports(rows)}"
 
 
 def roundtrips(rows: Rows) -> str:
-    """A line for each family and task; the largest error of its models in each column."""
+    """Return one line per family and task, with the largest error of its models in each column."""
     heads = (
         "family",
         "task",
@@ -39,7 +39,7 @@ def roundtrips(rows: Rows) -> str:
 
 
 def summary(rows: Rows) -> list[str]:
-    """The cells that the models of one family and task share."""
+    """Return the cells of one family and task."""
     done = list(rows.values())
     return [
         ", ".join(name.removesuffix(f" of a {TREE}") for name in rows),
@@ -53,7 +53,7 @@ def summary(rows: Rows) -> list[str]:
 
 
 def exports(rows: Rows) -> str:
-    """A line for each exported model, a column for each format; reasons below."""
+    """Return one line per exported model and one column per format, with the reasons below."""
     formats = list(dict.fromkeys(form for row in rows.values() for form in row.get("exports", ())))
     lines, notes = head(("model", "task", *formats)), []
     for name, row in rows.items():
@@ -69,20 +69,20 @@ def exports(rows: Rows) -> str:
 
 
 def of(rows: Rows, family: str, task: str) -> Rows:
-    """The rows of one family and task."""
+    """Return the rows of one family and task."""
     return {name: row for name, row in rows.items() if (row["family"], row["task"]) == (family, task)}
 
 
 def figure(error: float) -> str:
-    """An error as it is printed."""
+    """Format an error."""
     return "0" if error == 0 else f"{error:.0e}"
 
 
 def head(cells: tuple[str, ...]) -> list[str]:
-    """The first two lines of a table."""
+    """Return the first two lines of a table."""
     return [line(list(cells)), "|" + "---|" * len(cells)]
 
 
 def line(cells: list[str]) -> str:
-    """One line of a table."""
+    """Return one line of a table."""
     return f"| {' | '.join(cells)} |"
