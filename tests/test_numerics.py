@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 
+from tests.helpers import run_python
 from yolorep import numerics
 from yolorep.numerics import channel_error, largest_difference, relative_error, tolerance
 
@@ -83,3 +84,68 @@ def test_integers_have_no_tolerance() -> None:
 
 def test_examples() -> None:
     assert doctest.testmod(numerics, extraglobs={"torch": torch}).failed == 0
+
+
+SWITCHES = """
+import sys, threading, torch
+from yolorep.numerics import full_float32
+
+NEW = ["cuda.matmul", "cudnn.conv", "cudnn.rnn", "mkldnn.matmul", "mkldnn.conv", "mkldnn.rnn"]
+
+def legacy():
+    def read(function):
+        try:
+            return function()
+        except RuntimeError:
+            return "refused"
+    switches = (lambda: torch.backends.cuda.matmul.allow_tf32, lambda: torch.backends.cudnn.allow_tf32)
+    return [read(f) for f in (*switches, torch.get_float32_matmul_precision)]
+
+def state():
+    result = legacy()
+    if hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+        for name in NEW:
+            backend, part = name.split(".")
+            result.append(getattr(getattr(torch.backends, backend), part).fp32_precision)
+    return result
+
+def off():
+    now = state()
+    return now[0] is not True and now[1] is not True and not {"tf32", "bf16"} & set(map(str, now[3:]))
+
+exec(sys.argv[1])
+before = state()
+first, second = threading.Event(), threading.Event()
+seen = []
+
+def other():
+    first.wait()
+    with full_float32():
+        second.set()
+        third.wait()
+        seen.append(off())
+
+third = threading.Event()
+thread = threading.Thread(target=other)
+thread.start()
+with full_float32(), full_float32():
+    seen.append(off())
+    first.set()
+    second.wait()
+seen.append(off())  # the other thread is still inside
+third.set()
+thread.join()
+print(seen == [True, True, True], state() == before, before[:3])
+"""
+
+
+@pytest.mark.parametrize(
+    "setup",
+    [
+        "",
+        "torch.set_float32_matmul_precision('high')",
+        "hasattr(torch.backends.cuda.matmul, 'fp32_precision') and setattr(torch.backends, 'fp32_precision', 'tf32')",
+    ],
+)
+def test_tf32_is_off_inside_and_as_it_was_after_overlapping_threads(setup: str) -> None:
+    assert run_python(SWITCHES, setup).startswith("True True")

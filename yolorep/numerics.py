@@ -7,6 +7,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Lock
 from typing import Any
 
 import torch
@@ -20,6 +23,9 @@ NARROW_TOLERANCE = {torch.float16: 5e-3, torch.bfloat16: 4e-2}
 # A channel is judged by its own largest value, but at least by this share of the whole tensor's. Below it, the
 # rounding of the terms that cancel in a channel is larger than the channel.
 CHANNEL_FLOOR = 1e-3
+# How many times the effect of one random rounding of the weights is still taken for rounding, and the largest relative
+# error that is ever excused by it.
+ROUNDINGS, WORST_ROUNDING = 8, 1e-3
 
 
 def relative_error(expected: Any, got: Any) -> float:
@@ -43,13 +49,16 @@ def relative_error(expected: Any, got: Any) -> float:
     return max(errors, default=0.0)
 
 
-def channel_error(expected: Tensor, got: Tensor, floor: float = CHANNEL_FLOOR) -> float:
+def channel_error(
+    expected: Tensor, got: Tensor, floor: float = CHANNEL_FLOOR, allowed: Callable[[Tensor, int], Tensor] | None = None
+) -> float:
     """Return the largest relative error of any channel, each judged by its own largest magnitude.
 
     expected, got: one shape, the first axis is the batch. Hosts put channels on different axes: (batch, channels,
         height, width), (batch, channels, boxes), (batch, boxes, channels). Every axis but the first is therefore taken
         to be the channel axis once, and the worst error is returned.
     floor: the least scale of a channel, as a share of the largest magnitude of the whole tensor.
+    allowed: a function that changes the scales, (channels,), of one axis.
 
     Example:
         >>> expected = torch.tensor([[[600.0, 500.0], [0.5, 0.4]]])  # a box coordinate and a score, of two boxes
@@ -59,14 +68,35 @@ def channel_error(expected: Tensor, got: Tensor, floor: float = CHANNEL_FLOOR) -
     if expected.shape != got.shape:
         return float("inf")
     error, scale = difference(expected, got), _magnitude(expected)
-    whole = _largest(scale)
-    worst = _over(_largest(error), whole)
-    for axis in range(1, expected.dim()) if expected.numel() else ():
-        others = [other for other in range(expected.dim()) if other != axis]
-        scales = scale.amax(others).clamp_min(floor * whole)
-        ratios = error.amax(others) / scales.where(scales > 0, torch.ones_like(scales))
-        worst = max(worst, _largest(ratios))
+    if not expected.numel() or expected.dim() < 2:
+        return _over(_largest(error), _largest(scale))
+    worst = 0.0
+    for axis in range(1, expected.dim()):
+        scales = _along(scale, axis).clamp_min(floor * _largest(scale))
+        if allowed is not None:
+            scales = allowed(scales, axis)
+        worst = max(worst, _largest(_along(error, axis) / scales.where(scales > 0, torch.ones_like(scales))))
     return worst
+
+
+def rounding_allowance(got: Tensor, perturbed: Tensor, tolerance: float) -> Callable[[Tensor, int], Tensor]:
+    """Return a function for `channel_error` that raises the scales of channels that rounding alone changes.
+
+    A channel in which large terms cancel (a batch norm whose mean is a thousand standard deviations) loses digits when
+    the weights are rounded, by no fault of the fold. The difference between two outputs of one model, whose weights
+    differ by rounding, shows how many.
+
+    got, perturbed: the outputs of a model, and of the same model with its weights perturbed by half a unit in the last
+        place. With the scales that are returned, an error of `ROUNDINGS` times that difference is within `tolerance`;
+        never more than `WORST_ROUNDING` of the channel.
+    """
+    noise = difference(got, perturbed)
+
+    def allowed(scales: Tensor, axis: int) -> Tensor:
+        raised = scales + ROUNDINGS * _along(noise, axis) / tolerance
+        return raised.minimum(scales * max(WORST_ROUNDING / tolerance, 1.0))
+
+    return allowed
 
 
 def difference(expected: Tensor, got: Tensor) -> Tensor:
@@ -101,8 +131,89 @@ def tolerance(dtype: torch.dtype) -> float:
     return TOLERANCE.get(dtype, NARROW_TOLERANCE.get(dtype, 0.0))
 
 
+_tf32_lock = Lock()
+_tf32_users = 0
+_tf32_restore: list[Callable[[], None]] = []
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Switch TF32 and reduced-precision float32 matrix products off for the duration of the block, then restore them.
+
+    The switches belong to the process, not to the thread. Blocks may nest and overlap in several threads: the first
+    one in saves and switches, the last one out restores. Other threads compute in full float32 meanwhile.
+
+    Example:
+        >>> with full_float32():
+        ...     torch.backends.cudnn.allow_tf32
+        False
+    """
+    global _tf32_users
+    with _tf32_lock:
+        if not _tf32_users:
+            _tf32_restore.append(_switch_off_tf32())
+        _tf32_users += 1
+    try:
+        yield
+    finally:
+        with _tf32_lock:
+            _tf32_users -= 1
+            if not _tf32_users:
+                _tf32_restore.pop()()
+
+
+def _switch_off_tf32() -> Callable[[], None]:
+    """Switch TF32 off and return the function that restores it.
+
+    torch refuses to read its older switches once the newer ones were set. The older ones are used where they can be,
+    so that code that runs meanwhile can still read them.
+    """
+    backends: Any = torch.backends
+    places = [getattr(kind, part) for kind, part in FLOAT32_SWITCHES if hasattr(getattr(kind, part, None), NEWER)]
+    modes = [getattr(place, NEWER) for place in places]
+
+    def set_newer(values: list[str]) -> None:
+        for place, value in zip(places, values, strict=True):
+            setattr(place, NEWER, value)
+
+    def set_older(precision: str, matmul: bool, cudnn: bool) -> None:
+        torch.set_float32_matmul_precision(precision)
+        if backends.cuda.matmul.allow_tf32 != matmul:  # setting one sets the other
+            backends.cuda.matmul.allow_tf32 = matmul
+        backends.cudnn.allow_tf32 = cudnn
+
+    try:
+        old = (torch.get_float32_matmul_precision(), backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32)
+    except RuntimeError:
+        set_newer(["ieee"] * len(places))
+        return lambda: set_newer(modes)
+    set_older("highest", False, False)
+
+    def undo() -> None:
+        set_older(*old)
+        set_newer(modes)
+
+    return undo
+
+
+NEWER = "fp32_precision"
+FLOAT32_SWITCHES: list[tuple[Any, str]] = [
+    (torch.backends.cuda, "matmul"),
+    (torch.backends.cudnn, "conv"),
+    (torch.backends.cudnn, "rnn"),
+    (torch.backends.mkldnn, "matmul"),
+    (torch.backends.mkldnn, "conv"),
+    (torch.backends.mkldnn, "rnn"),
+]
+
+
 def _over(error: float, scale: float) -> float:
     return error / scale if scale else error
+
+
+def _along(values: Tensor, axis: int) -> Tensor:
+    """The largest value at each index of one axis."""
+    return values.amax([other for other in range(values.dim()) if other != axis])
 
 
 def _largest(values: Tensor) -> float:
