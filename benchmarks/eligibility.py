@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-import safer
 import torch
 from benchmark import RESULTS
 from rich.box import SIMPLE_HEAD
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from yolorep import expand
+from yolorep.atomic_files import written_whole
 from yolorep.bench.measure import Settings, best_device
 from yolorep.bench.report import machine
 from yolorep.bench.timing import Spread, interleave
@@ -83,7 +83,7 @@ def main() -> None:
         "results": {model: [asdict(kind) for kind in kinds] for model, kinds in results.items()},
     }
     options.out.mkdir(parents=True, exist_ok=True)
-    with safer.open(options.out / f"{options.name}.json", "w") as file:
+    with written_whole(options.out / f"{options.name}.json", "w") as file:
         file.write(json.dumps(record, indent=1) + "\n")
 
 

@@ -25,13 +25,13 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import safer
 import torch
 from exports import of_tree, of_ultralytics, parity
 from roundtrip import roundtrip
 from tables import tables
 from zoo import TREE, Model, models, yolo
 
+from yolorep.atomic_files import written_whole
 from yolorep.bench.measure import Settings
 from yolorep.bench.report import machine
 from yolorep.errors import YolorepError
@@ -62,7 +62,7 @@ def main() -> None:
     except YolorepError as error:
         sys.exit(f"{parser.prog}: {error}")
     text = tables(read(options.out)["models"])
-    with safer.open(options.out.with_suffix(".md"), "w") as file:
+    with written_whole(options.out.with_suffix(".md"), "w") as file:
         file.write(f"# Every model there and back, by `benchmarks/families.py`\n\n{text}\n")
     print(text)
 
@@ -107,7 +107,7 @@ def record(file: Path, model: Model, row: dict[str, Any]) -> None:
         "versions": {**before.get("versions", {}), **versions()},
         "models": {name: kept[name] for name in sorted(kept, key=order.index)},
     }
-    with safer.open(file, "w") as stream:
+    with written_whole(file, "w") as stream:
         stream.write(json.dumps(content, indent=1) + "\n")
     print(model.name, row, flush=True)
 

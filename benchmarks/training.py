@@ -22,7 +22,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import safer
 import torch
 from benchmark import RESULTS
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -31,6 +30,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from yolorep.atomic_files import written_whole
 from yolorep.bench.measure import LAYOUTS, Settings, best_device, checked
 from yolorep.bench.report import machine
 from yolorep.bench.training import COMPILED, DEPLOYED, JOINT, SEPARATE, STOCK, Cost, Shape, cost
@@ -125,7 +125,7 @@ def write(costs: Sequence[Cost], settings: Settings, stem: Path) -> tuple[Path, 
         "results": [record_of(one) for one in costs],
     }
     files = stem.with_name(f"{stem.name}.json"), stem.with_name(f"{stem.name}.png")
-    with safer.open(files[0], "w") as file:
+    with written_whole(files[0], "w") as file:
         file.write(json.dumps(record, indent=1) + "\n")
     plot(costs, files[1])
     return files
@@ -181,7 +181,7 @@ def plot(costs: Sequence[Cost], file: Path) -> None:
         axis.spines[["top", "right"]].set_visible(False)
     axes[1].set_xticks(range(len(costs)), [f"{one.block}\n{one.shape}\n{one.layout}" for one in costs], fontsize=8)
     axes[0].legend(frameon=False, ncols=len(shown), fontsize=8)
-    with safer.open(file, "wb") as whole:
+    with written_whole(file, "wb") as whole:
         figure.savefig(whole, dpi=130)  # type: ignore[arg-type]
 
 

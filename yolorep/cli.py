@@ -2,29 +2,55 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from yolorep.commands.list_options import ListCommand, Precision
-from yolorep.errors import HostError, UsageError, YolorepError, first_line
+from yolorep._version import __version__
+from yolorep.commands.list_options import Command, ListCommand, Precision
+from yolorep.errors import YolorepError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="Structural re-parameterization for YOLO: train with many branches, ship a plain YOLO.",
 )
-PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+HELP = {"-h", "--help"}
+TRAIN_HELP = """\
+yolorep's own arguments of train, beside those of ultralytics:
+
+  rep=BLOCK            expand the model with this block before training; `yolorep blocks` lists them
+  identity=KIND        how the input reaches the output where shapes differ, such as auto, conv or none
+  select=LAYERS        only these layers: an index, a name pattern, or a list of them: select='["*.cv2", 6]'
+  equivalent_l2=true   decay the folded kernels of RepVGG blocks instead of each branch's
+"""
+YOLOV5_HELP = """\
+yolorep's own options of train.py and segment/train.py, beside those of the script:
+
+  --rep BLOCK          expand the model with this block before training; `yolorep blocks` lists them
+  --identity KIND      how the input reaches the output where shapes differ, such as auto, conv or none
+  --select LAYERS      only these layers: an index, a name pattern, or a list of them: --select '["*.cv2", 6]'
+  --equivalent-l2      decay the folded kernels of RepVGG blocks instead of each branch's
+"""
 Repo = Annotated[
     Path | None, typer.Option(help="A YOLOv5 tree; by default the working directory, then the yolov5 package.")
 ]
-
+Offline = Annotated[
+    bool, typer.Option("--offline", help="Download and install nothing, as with YOLO_OFFLINE=1 in the environment.")
+]
+Trust = Annotated[
+    bool, typer.Option("--trust", help="Read checkpoints that name other code than layers; it runs when they are read.")
+]
 Source = Annotated[Path, typer.Argument(metavar="IN", help="A checkpoint (.pt) of ultralytics or YOLOv5.")]
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="The file to write.")]
 Half = Annotated[bool, typer.Option("--half", help="Store float16 instead of float32.")]
@@ -32,39 +58,86 @@ BenchOut = Annotated[Path, typer.Option(help="Folder for bench.json and bench.pn
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")]
 
 
-@app.command(context_settings=PASS_ON, add_help_option=False)
-def train(context: typer.Context) -> None:
+def _show_version(value: bool) -> None:
+    if value:
+        typer.echo(f"yolorep {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Structural re-parameterization for YOLO: train with many branches, ship a plain YOLO."""
+
+
+@app.command(cls=Command, context_settings=PASS_ON)
+def train(context: typer.Context, offline: Offline = False) -> None:
     """Train with ultralytics: ARG=VALUE as for its own command. rep=BLOCK expands the model first."""
-    _ultralytics("train", context.args)
+    _ultralytics("train", context, offline)
 
 
-@app.command(context_settings=PASS_ON, add_help_option=False)
-def val(context: typer.Context) -> None:
+@app.command(cls=Command, context_settings=PASS_ON)
+def val(context: typer.Context, offline: Offline = False) -> None:
     """Validate with ultralytics: ARG=VALUE. A rep checkpoint is re-parameterized by itself."""
-    _ultralytics("val", context.args)
+    _ultralytics("val", context, offline)
 
 
-@app.command(context_settings=PASS_ON, add_help_option=False)
-def predict(context: typer.Context) -> None:
+@app.command(cls=Command, context_settings=PASS_ON)
+def predict(context: typer.Context, offline: Offline = False) -> None:
     """Detect with ultralytics: ARG=VALUE. A rep checkpoint is re-parameterized by itself."""
-    _ultralytics("predict", context.args)
+    _ultralytics("predict", context, offline)
 
 
-@app.command(context_settings=PASS_ON, add_help_option=False)
-def export(context: typer.Context) -> None:
+@app.command(cls=Command, context_settings=PASS_ON)
+def export(context: typer.Context, offline: Offline = False) -> None:
     """Export with ultralytics: ARG=VALUE. A rep checkpoint is re-parameterized by itself."""
-    _ultralytics("export", context.args)
+    _ultralytics("export", context, offline)
 
 
-@app.command(context_settings={**PASS_ON, "allow_interspersed_args": False})  # after SCRIPT, all is the script's
-def yolov5(context: typer.Context, script: str, repo: Repo = None) -> None:
-    """Run an unmodified script of a YOLOv5 tree (train.py, val.py, detect.py, export.py) that knows rep models."""
+@app.command(cls=Command, context_settings=PASS_ON)
+def track(context: typer.Context, offline: Offline = False) -> None:
+    """Track with ultralytics: ARG=VALUE. A rep checkpoint is re-parameterized by itself."""
+    _ultralytics("track", context, offline)
+
+
+@app.command(cls=Command, context_settings=PASS_ON)
+def tune(context: typer.Context, offline: Offline = False) -> None:
+    """Tune hyperparameters with ultralytics: ARG=VALUE. The model is a rep checkpoint or a YAML with rep:."""
+    _ultralytics("tune", context, offline)
+
+
+@app.command(cls=Command, context_settings=PASS_ON)
+def benchmark(context: typer.Context, offline: Offline = False) -> None:
+    """Benchmark ultralytics' export formats: ARG=VALUE. A rep checkpoint is re-parameterized by itself."""
+    _ultralytics("benchmark", context, offline)
+
+
+@app.command(
+    cls=Command,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False},
+)
+def yolov5(
+    context: typer.Context,
+    script: Annotated[str, typer.Argument(metavar="SCRIPT", help="Such as train.py or segment/val.py.")],
+    repo: Repo = None,
+    offline: Offline = False,
+) -> None:
+    """Run an unmodified script of a YOLOv5 tree (train.py, val.py, detect.py, export.py) that knows rep models.
+
+    After SCRIPT, all options are the script's.
+    """
     from yolorep.hosts.yolov5.launcher import run_script
 
+    _set_offline(offline)
+    if HELP & set(context.args):
+        typer.echo(YOLOV5_HELP)
     run_script(script, context.args, repo)
 
 
-@app.command()
+@app.command(cls=Command)
 def patch(
     directory: Annotated[Path, typer.Argument(help="A YOLOv5 tree.", metavar="DIR")],
     check: Annotated[bool, typer.Option("--check", help="Only say whether the tree is patched.")] = False,
@@ -76,7 +149,7 @@ def patch(
     typer.echo(patch.run(directory, check=check, revert=revert))
 
 
-@app.command()
+@app.command(cls=Command)
 def expand(
     source: Source,
     out: Out,
@@ -85,24 +158,34 @@ def expand(
     select: Annotated[list[str] | None, typer.Option(help="Layer index or name pattern; may be repeated.")] = None,
     half: Half = False,
     overwrite: Overwrite = False,
+    trust: Trust = False,
     repo: Repo = None,
 ) -> None:
     """Give a stock checkpoint extra branches: it computes the same, and is ready to fine-tune."""
     from yolorep.commands.convert import expand_file
 
     chosen = [int(s) if s.isdecimal() else s for s in select] if select else None
-    expand_file(source, out, block, identity, chosen, half=half, overwrite=overwrite, repo=repo, console=_console())
+    with _reading(trust):
+        expand_file(source, out, block, identity, chosen, half=half, overwrite=overwrite, repo=repo, console=_console())
 
 
-@app.command()
-def deploy(source: Source, out: Out, half: Half = False, overwrite: Overwrite = False, repo: Repo = None) -> None:
+@app.command(cls=Command)
+def deploy(
+    source: Source,
+    out: Out,
+    half: Half = False,
+    overwrite: Overwrite = False,
+    trust: Trust = False,
+    repo: Repo = None,
+) -> None:
     """Fold a trained rep checkpoint into a stock one, proven equal before it is written."""
     from yolorep.commands.convert import deploy_file
 
-    deploy_file(source, out, half=half, overwrite=overwrite, repo=repo, console=_console())
+    with _reading(trust):
+        deploy_file(source, out, half=half, overwrite=overwrite, repo=repo, console=_console())
 
 
-@app.command()
+@app.command(cls=Command)
 def import_weights(
     source: Annotated[Path, typer.Argument(metavar="IN", help="A state dict of RepVGG's authors or of timm.")],
     yaml: Annotated[str, typer.Argument(metavar="YAML", help="The network, such as repvgg-a0.yaml.")],
@@ -115,7 +198,7 @@ def import_weights(
     import_file(source, yaml, out, overwrite=overwrite, console=_console())
 
 
-@app.command()
+@app.command(cls=Command)
 def split(
     source: Annotated[Path, typer.Argument(metavar="IN", help="A folder with a folder of images for each class.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder: OUT/train and OUT/val.")],
@@ -130,7 +213,7 @@ def split(
         typer.echo(f"{name}: {counts.train} train, {counts.val} val")
 
 
-@app.command()
+@app.command(cls=Command)
 def verify(
     before: Annotated[Path, typer.Argument(metavar="A")],
     after: Annotated[Path, typer.Argument(metavar="B")],
@@ -141,12 +224,15 @@ def verify(
     imgsz: Annotated[
         int | None, typer.Option(help="Pixels, for --images and --data: 640, a classifier: 224.", min=32)
     ] = None,
+    trust: Trust = False,
     repo: Repo = None,
 ) -> None:
     """Compare two checkpoints block by block and end to end; exit code 1 when they differ."""
     from yolorep.commands.convert import verify_files
 
-    if not verify_files(before, after, images=images, data=data, imgsz=imgsz, repo=repo, console=_console()):
+    with _reading(trust):
+        same = verify_files(before, after, images=images, data=data, imgsz=imgsz, repo=repo, console=_console())
+    if not same:
         raise typer.Exit(1)
 
 
@@ -165,6 +251,7 @@ def bench(
     threads: Annotated[int | None, typer.Option(help="CPU threads; by default what torch chooses.", min=1)] = None,
     channels: Annotated[int, typer.Option(help="Channels of a block, in and out.", min=1)] = 64,
     out: BenchOut = Path("yolorep-bench"),
+    trust: Trust = False,
     repo: Repo = None,
 ) -> None:
     """Time models and blocks with their branches, deployed, and against stock, interleaved."""
@@ -175,10 +262,11 @@ def bench(
     precisions = tuple(p.value for p in precision)
     settings = Settings(tuple(batch), (), precisions, layouts, device or best_device(), rounds, threads)
     stem, others = out / "bench", beside or ()
-    run(what, settings, stem, sizes=imgsz, channels=channels, others=others, repo=repo, console=_console())
+    with _reading(trust):
+        run(what, settings, stem, sizes=imgsz, channels=channels, others=others, repo=repo, console=_console())
 
 
-@app.command()
+@app.command(cls=Command)
 def demo(
     out: Annotated[Path | None, typer.Option(help="A new or empty folder; by default yolorep-demo.")] = None,
     epochs: Annotated[int, typer.Option(help="Epochs to train.", min=1)] = 9,
@@ -190,7 +278,7 @@ def demo(
     play(out, epochs=epochs, images=images, console=_console())
 
 
-@app.command()
+@app.command(cls=Command)
 def blocks() -> None:
     """List the blocks, and the kinds of identity branch."""
     from yolorep.blocks import BLOCKS, IDENTITIES
@@ -202,42 +290,62 @@ def blocks() -> None:
     typer.echo(f"identity: {', '.join(IDENTITIES)}")
 
 
+@app.command(cls=Command)
+def models() -> None:
+    """List the model YAMLs that yolorep ships; each may be named without its folder."""
+    from yolorep.hosts.shipped import shipped
+
+    for name, path in sorted(shipped().items()):
+        first = path.read_text(encoding="utf-8").splitlines()[0]
+        typer.echo(f"{name:24} {first.lstrip('# ') if first.startswith('#') else ''}".rstrip())
+
+
 def main() -> None:
-    """Run the command; an error that yolorep raises on purpose is one sentence and exit code 2."""
+    """Run the command; an error that yolorep raises on purpose is one sentence and exit code 2.
+
+    So is what the system says of a file: a disk that is full, a folder that may not be entered.
+    """
     try:
         app()
     except YolorepError as error:
-        typer.secho(f"yolorep: {error}", fg="red", err=True)
-        sys.exit(2)
+        _fail(str(error))
+    except BrokenPipeError:  # the reader of a pipe has gone, as in `yolorep models | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        name = f"{error.filename}: " if error.filename is not None else ""
+        _fail(f"{name}{error.strerror or error}")
+
+
+def _fail(text: str) -> None:
+    typer.secho(f"yolorep: {text}", fg="red", err=True)
+    sys.exit(2)
 
 
 def _console() -> Console:
     from rich.console import Console
 
-    return Console()
+    return Console(markup=False)  # a path may look like markup
 
 
-def _ultralytics(mode: str, arguments: list[str]) -> None:
-    from yolorep.hosts.offline import go_offline
-    from yolorep.hosts.train_options import from_pairs
-    from yolorep.hosts.truncated_files import check_whole
-    from yolorep.hosts.ultralytics.training_hooks import options_of_command
+def _reading(trust: bool) -> AbstractContextManager[None]:
+    from yolorep.hosts.restricted_pickle import trusting
 
-    go_offline()
-    for argument in arguments:
-        check_whole(Path(argument.partition("=")[2]))  # model= or resume=
-    theirs, ours = from_pairs(arguments)
-    if ours and mode != "train":
-        raise UsageError(f"{next(iter(ours))}= is an option of train; {mode} takes a rep checkpoint as it is")
-    from ultralytics.cfg import entrypoint
+    return trusting(trust)
 
-    sys.argv[:] = ["yolo", mode, *theirs]  # in place: ultralytics may hold the list already
-    try:
-        with options_of_command(ours):
-            entrypoint()
-    except (FileNotFoundError, SyntaxError) as error:  # what it raises for a missing file and for a wrong argument
-        raise HostError(first_line(error)) from None
-    except RuntimeError as error:
-        if not str(error).startswith("Dataset"):
-            raise
-        raise HostError(first_line(error)) from None
+
+def _set_offline(offline: bool) -> None:
+    if offline:
+        os.environ["YOLO_OFFLINE"] = "true"
+
+
+def _ultralytics(mode: str, context: typer.Context, offline: bool) -> None:
+    from yolorep.hosts.ultralytics import command
+
+    _set_offline(offline)
+    if HELP & set(context.args):
+        typer.echo(context.get_help())
+        typer.echo(f"\n{TRAIN_HELP if mode == 'train' else ''}")
+        command.print_help()
+    else:
+        command.run(mode, context.args)

@@ -102,7 +102,9 @@ def example_input(model: nn.Module) -> Tensor:
         raise VerifyError(f"{type(model).__name__} has no convolution to tell the input's channels from; pass x")
     stride = getattr(model, "stride", None)
     side = max(LEAST_SIDE, 4 * int(stride.max())) if isinstance(stride, Tensor) and stride.numel() else LEAST_SIDE
-    noise = torch.rand(2, first.in_channels, side, side, generator=torch.Generator().manual_seed(0))
+    yaml = getattr(model, "yaml", None)
+    channels = yaml.get("ch") if isinstance(yaml, dict) else None  # YOLOv5 v5.0 slices the image before it convolves
+    noise = torch.rand(2, channels or first.in_channels, side, side, generator=torch.Generator().manual_seed(0))
     return noise.to(first.weight)
 
 

@@ -138,7 +138,7 @@ from yolorep.hosts.yolov5.compat import make_runnable
 from tests.helpers import randomize_
 
 make_runnable()
-from model_hooks.models.yolo import Model
+from yolov5.models.yolo import Model
 import models.yolo, models.common
 
 def write(file, package, rep):
@@ -153,7 +153,7 @@ def write(file, package, rep):
 """
 FUSE = """
 from torch import nn
-from model_hooks.models.experimental import attempt_load
+from yolov5.models.experimental import attempt_load
 
 def norms(model):
     return sum(isinstance(m, nn.BatchNorm2d) for m in model.modules())

@@ -84,7 +84,7 @@ def test_patching_leaves_the_file_when_writing_fails(tmp_path: Path, monkeypatch
     def fail(*names: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("yolorep.hosts.yolov5.patch.os.replace", fail)
+    monkeypatch.setattr("yolorep.atomic_files.os.replace", fail)
     with pytest.raises(HostError, match="cannot be written: No space left on device"):
         patch.run(tmp_path)
     assert file.read_bytes() == stock

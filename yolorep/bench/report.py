@@ -14,11 +14,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import safer
 import torch
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from yolorep.atomic_files import written_whole
 from yolorep.bench.measure import Result, Settings
 from yolorep.bench.subjects import CONVOLUTION, DEPLOYED, STOCK, UNFUSED
 from yolorep.bench.timing import Spread
@@ -56,7 +56,7 @@ def write(results: Sequence[Result], settings: Settings, stem: Path) -> tuple[Pa
         "results": [_record(result) for result in results],
     }
     files = stem.with_name(f"{stem.name}.json"), stem.with_name(f"{stem.name}.png")
-    with safer.open(files[0], "w") as file:
+    with written_whole(files[0], "w") as file:
         file.write(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     plot(results, settings, files[1])
     return files
@@ -107,7 +107,7 @@ def plot(results: Sequence[Result], settings: Settings, file: Path) -> None:
     axis.margins(y=0.15)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False, ncols=min(len(shown), 4), fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2))
-    with safer.open(file, "wb") as whole:
+    with written_whole(file, "wb") as whole:
         figure.savefig(whole, dpi=130)  # type: ignore[arg-type]
 
 

@@ -39,7 +39,7 @@ def expand_file(
     checkpoints.check_target(source, out, overwrite=overwrite)
     checkpoint = checkpoints.load(source, repo)
     expanded = expand(checkpoint.model, block, identity=identity, select=select)
-    checkpoints.save(checkpoint, _proven(checkpoint.model, expanded, console, half=half), out)
+    checkpoints.save(checkpoint, _proven(checkpoint.model, expanded, console, half=half), out, overwrite=overwrite)
     console.print(
         f"{len(rep_blocks(expanded))} layers expanded; {_size(checkpoint.model)} → {_size(expanded)}; wrote {out}"
     )
@@ -69,7 +69,7 @@ def deploy_file(
     blocks -= _undeployed(deployed)
     if not blocks:
         raise CheckpointError(f"none of the rep blocks in {source} folds; the warnings say why")
-    checkpoints.save(checkpoint, _proven(checkpoint.model, deployed, console, half=half), out)
+    checkpoints.save(checkpoint, _proven(checkpoint.model, deployed, console, half=half), out, overwrite=overwrite)
     console.print(f"{blocks} blocks folded; {_size(checkpoint.model)} → {_size(deployed)}; wrote {out}")
     ours = sorted({type(m).__name__ for m in deployed.modules() if type(m).__module__.startswith("yolorep")})
     if ours:

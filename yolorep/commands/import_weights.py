@@ -57,7 +57,7 @@ def import_file(source: Path, yaml: str, out: Path, *, overwrite: bool = False, 
     model.transforms = classify_transforms(PIXELS, mean=MEAN, std=STD)
     arguments = {"task": "classify", "imgsz": PIXELS}
     empty = checkpoints.Checkpoint(source, "ultralytics", {"train_args": arguments}, model)
-    checkpoints.save(empty, model.eval(), out)
+    checkpoints.save(empty, model.eval(), out, overwrite=overwrite)
     console.print(f"{len(state)} tensors of {source} read as {Path(yaml).stem}; wrote {out}")
 
 

@@ -1,10 +1,11 @@
-"""Options that take several values after one name, `--batch 1 8`, as the hosts' scripts do."""
+"""Options that take several values after one name, `--batch 1 8`, as the hosts' scripts do, and help of arguments."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from enum import Enum
-from typing import Any
+from typing import Any, get_type_hints
 
 from typer.core import TyperCommand
 
@@ -24,7 +25,21 @@ LISTS: dict[str, Callable[[str], bool]] = {
 }
 
 
-class ListCommand(TyperCommand):
+class Command(TyperCommand):
+    """A command that shows the help of its arguments, which typer before 0.26 loses under click 8.5."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.callback is None:
+            return
+        hints = get_type_hints(inspect.unwrap(self.callback), include_extras=True)
+        for param in self.params:
+            declared = getattr(hints.get(str(param.name)), "__metadata__", ())
+            if declared and not getattr(param, "help", None):
+                param.help = getattr(declared[0], "help", None)  # type: ignore[attr-defined]
+
+
+class ListCommand(Command):
     """A command whose list options may be written `--batch 1 8` beside the usual `--batch 1 --batch 8`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

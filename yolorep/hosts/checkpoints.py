@@ -1,28 +1,42 @@
-"""Checkpoints of both hosts: read with the host that made them, written atomically and as plain as they were."""
+"""Read and write the checkpoints of both hosts, each with the host that made it."""
 
 from __future__ import annotations
 
+import inspect
 import re
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
-from uuid import uuid4
 
-import safer
 import torch
 from torch import nn
 
+from yolorep.atomic_files import written_whole
+from yolorep.console import say_once
 from yolorep.errors import CheckpointError
+from yolorep.hosts import restricted_pickle
+from yolorep.hosts.damaged_files import check_whole
 from yolorep.hosts.offline import go_offline
+from yolorep.hosts.suspended_fuse import unfused
 from yolorep.hosts.yolov5.compat import tree_modules
+from yolorep.hosts.yolov5.tree import find_tree
+from yolorep.paths import exists, is_dir, is_file
 
 YOLOV5_PACKAGES = ("models.", "yolov5.")
-# Names of classes that tell other projects' checkpoints, some of which look like a YOLOv5 tree's.
+# Prefixes of class names in checkpoints of other projects, some of which look like a YOLOv5 tree's.
 OTHER_PROJECTS = {"yolov6.": "YOLOv6", "models.yolo.IDetect": "YOLOv7", "models.yolo.IAuxDetect": "YOLOv7"}
-# Kept for resuming the run that wrote them; they belong to the model that is being replaced.
-OF_THE_RUN = ("ema", "updates", "optimizer", "scaler")
+# What the hosts store to resume a run, and what they put in its place when the run has ended. A checkpoint with
+# another model in it must not be resumed: it would go on in the folder of the first run.
+OF_THE_RUN: dict[str, Any] = {
+    "ema": None,
+    "updates": None,
+    "optimizer": None,
+    "scaler": None,
+    "best_fitness": None,
+    "epoch": -1,
+}
 
 
 @dataclass
@@ -38,15 +52,21 @@ class Checkpoint:
 def load(path: Path, repo: Path | None = None) -> Checkpoint:
     """Read a checkpoint of ultralytics or of a YOLOv5 tree. repo: the tree to read the latter with.
 
+    The file may name layers and plain values only, unless it is trusted (`restricted_pickle.trusting`).
+
     Raises:
-        CheckpointError: no such file, not a checkpoint with a model inside, or of another framework.
+        CheckpointError: there is no such file; it is damaged, holds no model, or names something else.
         HostError: the host that it needs is not there.
     """
+    path = Path(path)
     host = host_of(path)
+    check_whole(path)
     go_offline()
     experimental = tree_modules(repo, "models.experimental")[0] if host == "yolov5" else None
+    if experimental is not None:
+        say_once(f"checkpoints of YOLOv5 are read with the tree {find_tree(repo)}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=False)
+        content = restricted_pickle.load(path)
     except (ImportError, AttributeError) as error:
         raise CheckpointError(f"{path} needs a class that is not here: {error}") from None
     content = content if isinstance(content, dict) else {"model": content}
@@ -56,19 +76,29 @@ def load(path: Path, repo: Path | None = None) -> Checkpoint:
             f"{path} holds no model but {type(model).__name__}; accepted: a checkpoint of either host"
         )
     if experimental is not None:
-        model = experimental.attempt_load(str(path), fuse=False)  # brings a model of an older tree up to date
-    return Checkpoint(Path(path), host, content, model.float().eval())
+        model = _up_to_date(experimental, path)
+    return Checkpoint(path, host, content, model.float().eval())
+
+
+def _up_to_date(experimental: Any, path: Path) -> nn.Module:
+    """A model of an older tree, as this tree's `attempt_load` repairs it; unfused."""
+    if "fuse" in inspect.signature(experimental.attempt_load).parameters:
+        return experimental.attempt_load(str(path), fuse=False)
+    with unfused():  # v5.0
+        return experimental.attempt_load(str(path))
 
 
 def host_of(path: Path) -> str:
-    """'ultralytics' or 'yolov5', told from the names in the file without running any of it.
+    """Return 'ultralytics' or 'yolov5', told from the names in the file without running any of it.
 
     Raises:
-        CheckpointError: no such file, not a PyTorch checkpoint, or a model of neither host.
+        CheckpointError: there is no such file, it is no PyTorch checkpoint, or holds a model of neither host.
+        UsageError: the system does not let the path be opened.
     """
-    if Path(path).is_dir():
+    path = Path(path)
+    if is_dir(path):
         raise CheckpointError(f"{path} is a folder; accepted: a checkpoint file (.pt) of ultralytics or YOLOv5")
-    if not Path(path).is_file():
+    if not is_file(path):
         raise CheckpointError(f"{path} does not exist; accepted: a checkpoint file (.pt) of ultralytics or YOLOv5")
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
@@ -89,8 +119,34 @@ def host_of(path: Path) -> str:
     raise CheckpointError(f"{path} holds no model of ultralytics or YOLOv5")
 
 
+def check_model_file(path: Path) -> str:
+    """`host_of`, for a file that a host reads itself: it also takes the format of torch before 1.6, where '' is told.
+
+    Raises:
+        CheckpointError: as `host_of`.
+    """
+    with path.open("rb") as file:
+        legacy = file.read(1) == b"\x80"
+    return "" if legacy else host_of(path)
+
+
+def check_resumes(path: Path) -> None:
+    """Refuse to resume a run from a checkpoint of one that has ended, or that deploy or expand has written.
+
+    Raises:
+        CheckpointError: it is such a file, damaged, or not a checkpoint.
+        UsageError: the system does not let the path be opened.
+    """
+    check_whole(path)
+    if is_file(path) and restricted_pickle.plain_values(path).get("epoch", -1) == -1:
+        raise CheckpointError(
+            f"{path} is of a run that has ended, or written by yolorep: there is nothing to resume; accepted: the "
+            "last.pt of a run that was interrupted. To train it further, start a new run from it"
+        )
+
+
 def halved(model: nn.Module) -> nn.Module:
-    """A copy with float16 values, as the hosts store them.
+    """Return a copy with float16 values, as the hosts store them.
 
     Raises:
         CheckpointError: a value does not fit float16.
@@ -102,32 +158,40 @@ def halved(model: nn.Module) -> nn.Module:
     return copy
 
 
-def save(checkpoint: Checkpoint, model: nn.Module, out: Path) -> None:
-    """Write `checkpoint` with `model` in place of its own; all of the file or none of it.
+def save(checkpoint: Checkpoint, model: nn.Module, out: Path, *, overwrite: bool = False) -> None:
+    """Write `checkpoint` with `model` in place of its own, and as a run that has ended; all of the file or none of it.
+
+    overwrite: replace `out`, even where it appears only now.
 
     Raises:
-        CheckpointError: the file cannot be written.
+        CheckpointError: the file cannot be written, or exists.
     """
-    content = {key: None if key in OF_THE_RUN else value for key, value in checkpoint.content.items()}
+    content = {key: OF_THE_RUN.get(key, value) for key, value in checkpoint.content.items()}
     content["model"] = model
-    # Of a name of its own: a temporary file that the library names is for its owner's eyes only, and so would `out` be.
-    unfinished = out.with_name(f".{out.name}-{uuid4().hex}")
     try:
-        with safer.open(out, "wb", temp_file=str(unfinished)) as file:  # all of the file or none of it
-            torch.save(content, file)  # type: ignore[arg-type]
-    except OSError as error:
-        raise CheckpointError(f"{out} cannot be written: {error.strerror or error}") from None
+        with written_whole(out, "wb", overwrite=overwrite) as file:
+            torch.save(content, file)
+    except FileExistsError:
+        raise CheckpointError(f"{out} exists; choose another name, or --overwrite") from None
+    except (OSError, RuntimeError) as error:  # torch's writer makes a RuntimeError of a disk that fills
+        if isinstance(error, RuntimeError) and not isinstance(error.__context__, OSError):
+            raise
+        cause = error if isinstance(error, OSError) else error.__context__
+        raise CheckpointError(f"{out} cannot be written: {getattr(cause, 'strerror', None) or cause}") from None
 
 
 def check_target(source: Path, out: Path, *, overwrite: bool) -> None:
-    """Raises:
-    CheckpointError: `out` is a folder or is in none, would replace a file, or has a name that ultralytics takes.
+    """Check that `out` can be written, before anything is computed for it.
+
+    Raises:
+        CheckpointError: `out` is a folder or is in none, would replace a file, or has a name that ultralytics takes.
+        UsageError: the system does not let the path be opened.
     """
-    if out.is_dir():
+    if is_dir(out):
         raise CheckpointError(f"{out} is a folder; choose the name of a file")
-    if out.exists() and (not overwrite or out.resolve() == source.resolve()):
+    if exists(out) and (not overwrite or (exists(source) and out.samefile(source))):
         raise CheckpointError(f"{out} exists; choose another name, or --overwrite (never for the input itself)")
-    if not out.parent.is_dir():
+    if not is_dir(out.parent):
         raise CheckpointError(f"{out.parent} is not a folder; create it first")
     if out.suffix != ".pt":
         raise CheckpointError(f"{out.name} must end in .pt, or the hosts will not load it")

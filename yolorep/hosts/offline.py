@@ -1,115 +1,117 @@
-"""Keep the hosts off the network: no connectivity check, no font, weight or settings download, no auto-install."""
+"""Decide whether the hosts may use the network.
+
+- yolorep itself never connects to anything and never installs a package. Its own commands (demo, expand, deploy,
+  verify, bench, ...) call `go_offline`, under which the hosts do neither for them.
+- Commands that run a host (train, val, predict, export, track, tune, benchmark, and a script of a YOLOv5 tree) call
+  `guard_hosts`. The host then downloads weights, data and fonts, and installs packages, as it does without yolorep:
+  YOLO_AUTOINSTALL and YOLOv5_AUTOINSTALL keep the user's setting. A server that cannot be reached is given up after
+  5 seconds (`hosts.reachability`).
+- YOLO_OFFLINE=1 or --offline applies the first rule to the second kind of command as well.
+- The `download:` key of a data YAML may hold a program. Only training runs it, and names it first
+  (`hosts.data_downloads`).
+
+A function of a host that is replaced here, in `hosts.ultralytics.network` or in `hosts.yolov5.network` fails as the
+original does on a machine without a network, because the host catches that error and no other: the AMP check of
+ultralytics, for example, goes on after a ConnectionError.
+"""
 
 from __future__ import annotations
 
 import os
-from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
+from urllib.error import URLError
 
 import wrapt
 
-from yolorep.errors import HostError
-from yolorep.hosts.truncated_files import check_whole
+from yolorep.console import say_once
+from yolorep.hosts.hooks import Hooks
+from yolorep.hosts.reachability import check_reachable, is_reachable, limit_lookups
 
-_offline = False
+TRUE = {"1", "true", "yes", "on", "y", "t"}
+# "true" is the one spelling that every version of ultralytics reads.
 ENVIRONMENT = {"YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false", "YOLOv5_AUTOINSTALL": "false"}
+FONTS = "https://github.com/ultralytics/assets"  # where the hosts download their fonts from
+_guarded = False
 
 
 def go_offline() -> None:
-    """Set the hosts' own switches for this process and its children, and give them a font that is on disk.
+    """Keep the hosts off the network in this process and its children. Call it before a host is imported."""
+    os.environ.update(ENVIRONMENT)
+    guard_hosts()
 
-    Call before a host is imported. A switch that the user has set stays as it is.
-    """
-    global _offline
-    _offline = True
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    wrapt.register_post_import_hook(_give_font, "ultralytics.utils.checks")
-    wrapt.register_post_import_hook(_refuse_downloads, "ultralytics.utils.downloads")
+
+def guard_hosts() -> None:
+    """Let the hosts use the network, unless YOLO_OFFLINE is set, without long waits. Call before one is imported."""
+    global _guarded
+    if is_offline():
+        os.environ.update(ENVIRONMENT)
+    else:
+        limit_lookups()
+    if _guarded:
+        return
+    _guarded = True
+    from yolorep.hosts.ultralytics import network as ultralytics
+    from yolorep.hosts.yolov5 import network as yolov5
+
+    ultralytics.register()
+    yolov5.register()
+    wrapt.register_post_import_hook(_guard_fonts, "PIL.ImageFont")
+    wrapt.register_post_import_hook(_guard_torch_hub, "torch.hub")
 
 
 def is_offline() -> bool:
-    """Whether `go_offline` was called in this process."""
-    return _offline
+    """Whether YOLO_OFFLINE is set, by the user or by `go_offline`."""
+    return os.environ.get("YOLO_OFFLINE", "").strip().lower() in TRUE
 
 
-def keep_tree_offline() -> None:
-    """Replace what reaches out of a YOLOv5 tree, which has no switch for it. Call before the tree is imported."""
-    for name, replacements in IN_TREES.items():
-        for module in (name, f"yolov5.{name}"):
-            wrapt.register_post_import_hook(partial(_replace, replacements), module)
+def is_guarded() -> bool:
+    """Whether `guard_hosts` or `go_offline` was called in this process."""
+    return _guarded
 
 
 def font_file() -> Path:
-    """A TrueType font that is always there: DejaVu Sans, which matplotlib carries."""
+    """Return the path of DejaVu Sans, a TrueType font that matplotlib installs."""
     import matplotlib
 
     return Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
 
 
-def _give_font(checks: ModuleType) -> None:
-    checks.check_font = lambda name="Arial.ttf": font_file()  # type: ignore[attr-defined]
+def lends_font() -> bool:
+    """Whether a host that misses its font gets DejaVu Sans, because it cannot download its own."""
+    return is_offline() or not is_reachable(FONTS)
 
 
-def _refuse_downloads(downloads: ModuleType) -> None:
-    """ultralytics looks online for a model that is missing, whatever its switch says (and has one since 8.4 only)."""
-    if downloads.safe_download is _refuse:
-        return
-    find = downloads.attempt_download_asset
-
-    def find_on_disk(file: Any, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return find(file, *args, **kwargs)
-        except HostError:
-            raise HostError(f"{file} does not exist and is not downloaded; accepted: a file") from None
-
-    refused = dict.fromkeys(("safe_download", "get_github_assets"), _refuse)
-    _replace({**refused, "attempt_download_asset": find_on_disk}, downloads)
+def lent_font() -> str:
+    """Return the path of the font that stands in for a host's own, which is said once."""
+    say_once("the font Arial is not here and cannot be downloaded; labels are drawn in DejaVu Sans")
+    return str(font_file())
 
 
-def _replace(replacements: dict[str, Any], module: ModuleType) -> None:
-    for name in replacements.keys() & vars(module).keys():
-        setattr(module, name, replacements[name])
+def _guard_fonts(module: Any) -> None:
+    """Have `ImageFont.truetype` return DejaVu Sans where a host asks for an Arial that it cannot download."""
+    Hooks().wrap(module, "truetype", _truetype)
 
 
-def _local(file: Any, *args: Any, **kwargs: Any) -> str:
-    """In place of `attempt_download`: the file, if it is on disk."""
-    path = Path(str(file).strip().replace("'", ""))
-    if path.exists():
-        check_whole(path)
-        return str(path)
-    raise HostError(f"{path} does not exist and is not downloaded; accepted: a file, or '' to train from scratch")
+def _truetype(original: Any, font: Any = None, *args: Any, **kwargs: Any) -> Any:
+    try:
+        return original(font, *args, **kwargs)
+    except OSError:
+        if not Path(str(font)).name.lower().startswith("arial") or not lends_font():
+            raise
+        return original(lent_font(), *args, **kwargs)
 
 
-def _refuse(url: Any = "a file", *args: Any, **kwargs: Any) -> None:
-    raise HostError(f"{url} is not on disk, and nothing is downloaded; accepted: files that are")
+def _guard_torch_hub(module: Any) -> None:
+    Hooks().wrap(module, "download_url_to_file", _download_url_to_file)
 
 
-def _tree_font(font: Any = "Arial.ttf", size: int = 10) -> Any:
-    """In place of `check_pil_font`: the font asked for if it is a file, else the one at hand."""
-    from PIL import ImageFont
-
-    return ImageFont.truetype(str(font if Path(font).is_file() else font_file()), size)
-
-
-def _answer(value: Any) -> Any:
-    return lambda *args, **kwargs: value
-
-
-IN_TREES: dict[str, dict[str, Any]] = {
-    "utils.general": {
-        "check_font": _answer(None),
-        "check_git_status": _answer(None),
-        "check_online": _answer(False),
-        "check_requirements": _answer(True),
-        "download": _refuse,
-    },
-    "utils.downloads": {
-        "attempt_download": _local,
-        "attempt_download_from_hub": _answer(None),
-        "safe_download": _refuse,
-    },
-    "utils.plots": {"check_pil_font": _tree_font},
-}
+def _download_url_to_file(original: Any, url: str, *args: Any, **kwargs: Any) -> None:
+    """Raise URLError at once where the original would after the connection has timed out."""
+    if is_offline():
+        raise URLError(f"{url} is not downloaded offline (YOLO_OFFLINE is set)")
+    try:
+        check_reachable(url)
+    except ConnectionError as error:
+        raise URLError(f"{url} is not downloaded: {error}") from None
+    original(url, *args, **kwargs)

@@ -14,7 +14,8 @@ from yolorep.hosts import attached
 def unfused() -> Iterator[None]:
     """The hosts' `fuse` does nothing meanwhile, so that rep blocks keep their branches and batch norms stay."""
     modules: list[Any] = [sys.modules.get(name) for name in attached()]
-    bases = [module.BaseModel for module in modules if hasattr(module, "BaseModel")]
+    bases: list[Any] = [getattr(module, "BaseModel", None) or getattr(module, "Model", None) for module in modules]
+    bases = [base for base in bases if hasattr(base, "fuse")]
     originals = [base.fuse for base in bases]
     for base in bases:
         base.fuse = lambda model, *args, **kwargs: model

@@ -16,7 +16,8 @@ from types import ModuleType
 from typing import Any
 
 from yolorep.errors import HostError
-from yolorep.hosts.offline import go_offline, keep_tree_offline
+from yolorep.hosts.offline import guard_hosts
+from yolorep.hosts.yolov5 import old_trees
 from yolorep.hosts.yolov5.tree import check_unmixed, find_tree
 
 ENVIRONMENT = {
@@ -44,9 +45,9 @@ def make_runnable(repo: Path | None = None) -> Path:
     """
     tree = find_tree(repo)
     check_unmixed(tree)
-    go_offline()
-    keep_tree_offline()
+    guard_hosts()
     stand_in()
+    old_trees.register()
     if str(tree) not in sys.path:
         sys.path.insert(0, str(tree))
     return tree
@@ -59,6 +60,8 @@ def tree_modules(repo: Path | None, *names: str) -> list[ModuleType]:
         HostError: there is no such tree, another one is already imported, or it needs a module that is not here.
     """
     tree = make_runnable(repo)
+    if not (tree / "utils" / "dataloaders.py").is_file():
+        names = tuple("utils.datasets" if name == "utils.dataloaders" else name for name in names)  # before v6.2
     published = "yolov5." if (tree / "__init__.py").is_file() else ""
     try:
         return [import_module(published + name) for name in ("models.yolo", *names)][1:]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from yolorep.hosts.predictions import Answer, task_of
+from yolorep.hosts.shared_hooks import require
 from yolorep.hosts.suspended_fuse import unfused
 from yolorep.hosts.yolov5.compat import tree_modules
 from yolorep.hosts.yolov5.launcher import teach_files
@@ -24,6 +25,7 @@ class Yolov5Evaluator:
 
     def __init__(self, path: Path, imgsz: int | None, repo: Path | None) -> None:
         common, general = tree_modules(repo, "models.common", "utils.general")
+        require(common, "DetectMultiBackend", supported="YOLOv5 v6.1 to v7.0 and master, for images and data sets")
         with unfused():
             self.model = common.DetectMultiBackend(str(path), device=torch.device("cpu"))
         self.path, self.repo = path, repo
@@ -62,7 +64,8 @@ def _found(it: Yolov5Evaluator, raw: Raw, x: Tensor, shape: tuple[int, ...], mas
     """Boxes after NMS in pixels of the file, and as the network gives them: (n, 6 + masks), in pixels of `x`."""
     (general,) = tree_modules(it.repo, "utils.general")
     found: Tensor = general.non_max_suppression(raw, nm=masks)[0] if masks else general.non_max_suppression(raw)[0]
-    boxes = general.scale_boxes(x.shape[2:], found[:, :4].clone(), shape)
+    scale = getattr(general, "scale_boxes", None) or general.scale_coords  # before v7.0
+    boxes = scale(x.shape[2:], found[:, :4].clone(), shape)
     return {"class": found[:, 5], "position": boxes, "confidence": found[:, 4]}, found
 
 

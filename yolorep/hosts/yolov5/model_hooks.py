@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -13,12 +14,12 @@ from yolorep import model_yaml
 from yolorep.errors import HostError
 from yolorep.hosts import other_trees
 from yolorep.hosts.hooks import Hooks
-from yolorep.hosts.shared_hooks import fuse_after_deploy, parse_planned, require
+from yolorep.hosts.shared_hooks import fuse_after_deploy, parse_planned
 from yolorep.hosts.yolov5.training_hooks import wrap_functions
 from yolorep.hosts.yolov5.tree import SUPPORTED
 from yolorep.stock_layers import stock_convs
 
-# Other projects have a `models.yolo` too, some with a `parse_model`; most have neither of these (YOLOv9 has both).
+# Other projects have a `models.yolo` with a `parse_model` too; most have neither of these names (YOLOv9 has both).
 MARKS = ("BaseModel", "check_yaml")
 
 
@@ -28,18 +29,44 @@ def attach(yolo: ModuleType) -> Hooks:
     Raises:
         HostError: it is a YOLOv5 tree of a shape that the hooks do not know.
     """
-    hooks = Hooks()
-    if not hasattr(yolo, "parse_model") or not any(hasattr(yolo, mark) for mark in MARKS):
-        return other_trees.attach(yolo)
-    require(yolo, "BaseModel.fuse", "Conv", supported=SUPPORTED)
+    marked = any(hasattr(yolo, mark) for mark in MARKS)
+    hooks = Hooks() if marked and hasattr(yolo, "parse_model") else other_trees.attach(yolo)
+    if hooks or not hasattr(yolo, "parse_model"):
+        return hooks
+    unknown = _unknown(yolo)
+    if unknown and marked:
+        raise HostError(f"{unknown}; supported: {SUPPORTED}")
+    if unknown:
+        warnings.warn(
+            f"{unknown}: this is no tree that yolorep knows, its `rep:` YAMLs are not built and its fuse() leaves "
+            f"rep blocks as they are; call yolorep.deploy(model) before it. Supported: {SUPPORTED}",
+            stacklevel=2,
+        )
+        return hooks
+    wrap_functions(hooks, yolo, required=marked)
+    hooks.wrap(yolo, "parse_model", _parse_model)
+    hooks.wrap(_fuses(yolo), "fuse", partial(_fuse, yolo))
+    return hooks
+
+
+def _fuses(yolo: ModuleType) -> Any:
+    """The class that has `fuse`: `BaseModel` since v6.2, `Model` before."""
+    return getattr(yolo, "BaseModel", None) or getattr(yolo, "Model", None)
+
+
+def _unknown(yolo: ModuleType) -> str:
+    """What the hooks do not know about a `models.yolo`; empty where they know it all."""
+    where = getattr(yolo, "__file__", None) or yolo.__name__
+    if not hasattr(yolo, "Conv"):
+        return f"{where} has no Conv"
+    if not hasattr(_fuses(yolo), "fuse"):
+        return f"{where} has no BaseModel.fuse or Model.fuse"
+    if not callable(yolo.parse_model):
+        return f"{where} has no function parse_model"
     parameters = list(inspect.signature(yolo.parse_model).parameters)
     if parameters[:2] != ["d", "ch"]:
-        takes = f"{yolo.__name__}.parse_model takes ({', '.join(parameters)})"
-        raise HostError(f"{takes}; yolorep hooks one that takes (d, ch, ...); supported: {SUPPORTED}")
-    wrap_functions(hooks, yolo)
-    hooks.wrap(yolo, "parse_model", _parse_model)
-    hooks.wrap(yolo.BaseModel, "fuse", partial(_fuse, yolo))
-    return hooks
+        return f"{where}: parse_model takes ({', '.join(parameters)}), and yolorep hooks one that takes (d, ch, ...)"
+    return ""
 
 
 def _parse_model(original: Any, *args: Any, **kwargs: Any) -> Any:

@@ -52,29 +52,35 @@ def take_options(script: str, arguments: Sequence[str]) -> list[str]:
     return theirs
 
 
-def wrap_functions(hooks: Hooks, yolo: ModuleType) -> None:
+def wrap_functions(hooks: Hooks, yolo: ModuleType, *, required: bool = True) -> None:
     """Hook what a tree's training calls, and the script's own names for it if it has them already.
 
+    required: refuse a tree without these functions; a fork may train in a way of its own.
+
     Raises:
-        HostError: the tree has none of it; nothing is hooked.
+        HostError: a function that is required is not there; nothing is hooked.
     """
-    owners = [(_owner(yolo, module, name), name, around) for (module, name), around in FUNCTIONS.items()]
+    owners = [(_owner(yolo, modules, name, required), name, around) for name, (modules, around) in FUNCTIONS.items()]
     for utils, name, around in owners:
-        hooks.wrap_copies(utils, name, around, [sys.modules.get("__main__")])
+        if utils is not None:
+            hooks.wrap_copies(utils, name, around, [sys.modules.get("__main__")])
 
 
-def _owner(yolo: ModuleType, module: str, name: str) -> ModuleType:
-    """The module of `yolo`'s tree that has the function `name`: it was imported by `yolo`.
+def _owner(yolo: ModuleType, modules: Sequence[str], name: str, required: bool = True) -> ModuleType | None:
+    """The module of `yolo`'s tree that has the function `name`: it was imported by `yolo`. None: a tree without it.
 
     In the published package `models.yolo` is a second import of a file whose other modules are `yolov5.*`.
     """
     own = yolo.__name__.removesuffix("models.yolo")
     for prefix in dict.fromkeys((own, "yolov5.")):
-        utils = sys.modules.get(prefix + module)
-        if utils is not None and hasattr(utils, name):
-            return utils
+        for module in modules:
+            utils = sys.modules.get(prefix + module)
+            if utils is not None and hasattr(utils, name):
+                return utils
+    if name in SINCE_V62 or not required:
+        return None
     where = getattr(yolo, "__file__", None) or yolo.__name__
-    raise HostError(f"the tree of {where} has no {module}.{name}, which yolorep hooks; supported: {SUPPORTED}")
+    raise HostError(f"the tree of {where} has no {modules[0]}.{name}, which yolorep hooks; supported: {SUPPORTED}")
 
 
 def _intersect_dicts(original: Any, source: Any, target: Any, *args: Any, **kwargs: Any) -> Any:
@@ -86,15 +92,20 @@ def _smart_optimizer(original: Any, model: nn.Module, *args: Any, **kwargs: Any)
     return decayed_as_asked(original(model, *args, **kwargs), model)
 
 
-FUNCTIONS: dict[tuple[str, str], Callable[..., Any]] = {
-    ("utils.torch_utils", "smart_optimizer"): _smart_optimizer,
-    ("utils.general", "intersect_dicts"): _intersect_dicts,
+# name: (the modules that have it in one tree or another, what is called around it)
+FUNCTIONS: dict[str, tuple[tuple[str, ...], Callable[..., Any]]] = {
+    "smart_optimizer": (("utils.torch_utils",), _smart_optimizer),
+    "intersect_dicts": (("utils.general", "utils.torch_utils"), _intersect_dicts),
 }
+SINCE_V62 = ("smart_optimizer",)  # older trees build the optimizer within their training loop
 
 
 def _build_as_asked(options: TrainOptions, yolo: ModuleType) -> None:
-    require(yolo, "DetectionModel", supported=SUPPORTED)
-    Hooks().wrap(yolo.DetectionModel, "__init__", partial(_init, options))  # of segmentation models too
+    if options.equivalent_l2 and _owner(yolo, FUNCTIONS["smart_optimizer"][0], "smart_optimizer") is None:
+        raise HostError(f"{yolo.__file__}: equivalent_l2 needs the optimizer of YOLOv5 v6.2 or later; leave it out")
+    name = "DetectionModel" if hasattr(yolo, "DetectionModel") else "Model"  # before v6.2
+    require(yolo, name, supported=SUPPORTED)
+    Hooks().wrap(getattr(yolo, name), "__init__", partial(_init, options))  # of segmentation models too
 
 
 def _init(options: TrainOptions, original: Any, model: nn.Module, cfg: Any, *args: Any, **kwargs: Any) -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from yolorep.errors import HostError
 
-LANDMARKS = ("models/yolo.py", "models/common.py", "utils/general.py", "utils/dataloaders.py")
+LANDMARKS = ("models/yolo.py", "models/common.py", "utils/general.py")
 SCRIPTS = ("train.py", "val.py", "detect.py", "export.py", "benchmarks.py")
 TASKS = ("segment", "classify")
-SUPPORTED = "YOLOv5 v6.2, v7.0 and master, and the published yolov5 package"
+SUPPORTED = "YOLOv5 v5.0 to v7.0 and master, and the published yolov5 package"
 
 
 def find_tree(repo: Path | None = None) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,8 @@ import torch
 
 from tests.processes import yolorep
 from yolorep.errors import CheckpointError
-from yolorep.hosts.offline import IN_TREES
-from yolorep.hosts.truncated_files import check_whole
+from yolorep.hosts.damaged_files import check_whole
+from yolorep.hosts.yolov5.network import GUARDS
 
 
 @pytest.fixture
@@ -24,7 +25,8 @@ def whole(tmp_path: Path) -> Path:
 def test_a_file_that_is_cut_short_is_refused(whole: Path, share: float) -> None:
     content = whole.read_bytes()
     whole.write_bytes(content[: int(share * len(content))])
-    for check in (check_whole, IN_TREES["utils.downloads"]["attempt_download"]):  # the tree's, for every checkpoint
+    attempt_download = GUARDS["utils.downloads"]["attempt_download"]  # of a tree, which calls it for every checkpoint
+    for check in (check_whole, partial(attempt_download, None)):
         with pytest.raises(CheckpointError, match=r"last.pt is cut short.*accepted: a whole checkpoint"):
             check(whole)
 
