@@ -14,9 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from yolorep import numerics
+from yolorep.numerics import TOLERANCE
+
 Module = TypeVar("Module", bound=nn.Module)
 
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -41,10 +43,9 @@ def randomize_(module: Module, seed: int = 0) -> Module:
 
 
 def relative_error(expected: Tensor, got: Tensor) -> float:
-    """The largest difference between two tensors, relative to the largest value expected."""
+    """`numerics.relative_error` of two tensors that must have one shape."""
     assert expected.shape == got.shape, f"{tuple(expected.shape)} became {tuple(got.shape)}"
-    expected, got = expected.detach().double(), got.detach().double()
-    return float((expected - got).abs().max() / expected.abs().max().clamp_min(1e-30))
+    return numerics.relative_error(expected, got)
 
 
 def assert_same(expected: Tensor, got: Tensor) -> None:

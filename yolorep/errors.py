@@ -45,3 +45,15 @@ class UsageError(YolorepError):
 def first_line(error: Exception) -> str:
     """Return the first line of an exception's message, or its type if the message is empty."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether an error of Python or torch says that there is not enough memory, on the host or on a device."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    told = str(error)
+    return isinstance(error, RuntimeError) and any(words in told for words in MEMORY_WORDS)
+
+
+# Of torch's CPU allocator, and of its allocators for devices.
+MEMORY_WORDS = ("can't allocate memory", "not enough memory", "out of memory")

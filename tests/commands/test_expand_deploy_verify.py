@@ -24,7 +24,7 @@ from yolorep.cli import main
 from yolorep.commands import convert
 from yolorep.hosts import checkpoints
 from yolorep.stock_layers import rep_blocks
-from yolorep.verification import verify_stored
+from yolorep.verification import verify
 
 Command = Callable[..., int]
 
@@ -122,7 +122,7 @@ def test_deploy_stores_half_when_asked(folder: Path, here: Command, capsys: pyte
     told = float(printed.split("stored as float16: largest relative error ")[1].split()[0])
     assert "(float64 arithmetic; reported, not judged)" in printed
     rep, half = (checkpoints.load(folder / name).model for name in ("rep.pt", "half.pt"))
-    assert told == pytest.approx(verify_stored(rep, half).max_rel, rel=0.1)
+    assert told == pytest.approx(verify(rep, half).max_rel, rel=0.1)
     state = torch.load(folder / "half.pt", weights_only=False)["model"].state_dict()
     assert {v.dtype for v in state.values() if v.is_floating_point()} == {torch.float16}
 

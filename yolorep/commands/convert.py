@@ -15,7 +15,7 @@ from yolorep.foreign import foreign_blocks
 from yolorep.host import own_blocks
 from yolorep.hosts import checkpoints, evaluate
 from yolorep.stock_layers import rep_blocks
-from yolorep.verification import verify_stored
+from yolorep.verification import verify
 
 
 def expand_file(
@@ -94,7 +94,7 @@ def verify_files(
     Raises:
         CheckpointError, HostError, VerifyError: an input is not there, or the two cannot be compared.
     """
-    report = verify_stored(*(checkpoints.load(path, repo).model for path in (before, after)))
+    report = verify(checkpoints.load(before, repo).model, checkpoints.load(after, repo).model)
     console.print(report)
     agree = report.ok
     if images is None and data is None:
@@ -119,7 +119,7 @@ def _same_figures(a: evaluate.Evaluator, b: evaluate.Evaluator, data: Path, cons
 
 def _proven(before: nn.Module, after: nn.Module, console: Console, *, half: bool) -> nn.Module:
     """The model to store: `after`, or a float16 copy of it, once it is shown to compute what `before` does."""
-    report = verify_stored(before, after)
+    report = verify(before, after)
     if not report.ok:
         console.print(report)
         raise VerifyError(f"error {report.max_rel:.1e} is out of tolerance ({report.tolerance:g}); nothing was written")
@@ -130,7 +130,7 @@ def _proven(before: nn.Module, after: nn.Module, console: Console, *, half: bool
     if not half:
         return after
     stored = checkpoints.halved(after)
-    error = verify_stored(before, stored).max_rel
+    error = verify(before, stored).max_rel
     console.print(f"stored as float16: largest relative error {error:.1e} (float64 arithmetic; reported, not judged)")
     return stored
 

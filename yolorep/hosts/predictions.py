@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from yolorep.errors import VerifyError
+from yolorep.numerics import largest_difference, relative_error
 
 Answer = Mapping[str, Tensor]  # of one image: each part of the n things that are said of it, (n, ...)
 
@@ -126,17 +126,13 @@ def _count(answer: Answer) -> int:
     return len(next(iter(answer.values())))
 
 
-def _largest(a: Tensor, b: Tensor) -> float:
-    return float((a - b).abs().max()) if a.numel() else 0.0
-
-
 def _unequal(a: Tensor, b: Tensor) -> float:
     return float(a != b)
 
 
 def _turned(a: Tensor, b: Tensor) -> float:
     """How far corners (4, 2) moved: a rotated box has no first corner, so that of the four ways to count is meant."""
-    return min(_largest(a, b.roll(first, 0)) for first in range(4))
+    return min(largest_difference(a, b.roll(first, 0)) for first in range(4))
 
 
 def _outside(a: Tensor, b: Tensor) -> float:
@@ -149,14 +145,10 @@ def _share(a: Tensor, b: Tensor) -> float:
     return float((a != b).double().mean())
 
 
-def _relative(a: Tensor, b: Tensor) -> float:
-    return _largest(a, b) / float(torch.stack([a.abs().max(), b.abs().max()]).max().clamp_min(1e-30))
-
-
 CLASS = Part("class", _unequal, 0)
-SCORE = Part("confidence", _largest, CONFIDENCE)
-BOX = (CLASS, Part("position", _largest, PIXELS, " px"), SCORE)
-KEYPOINTS = Part("keypoints", _largest, PIXELS, " px"), Part("visibility", _largest, CONFIDENCE)
+SCORE = Part("confidence", largest_difference, CONFIDENCE)
+BOX = (CLASS, Part("position", largest_difference, PIXELS, " px"), SCORE)
+KEYPOINTS = Part("keypoints", largest_difference, PIXELS, " px"), Part("visibility", largest_difference, CONFIDENCE)
 
 # By the names that ultralytics gives to tasks; those of YOLOv5 trees are among them.
 TASKS: dict[str, Task] = {
@@ -164,9 +156,9 @@ TASKS: dict[str, Task] = {
     "segment": Task("boxes", BOX, (Part("mask", _outside, MASK, " of its area"),)),
     "pose": Task("boxes", BOX, KEYPOINTS),
     "obb": Task("rotated boxes", (CLASS, Part("corners", _turned, PIXELS, " px"), SCORE)),
-    "classify": Task("predictions", judged=(CLASS, Part("probability", _largest, PROBABILITY)), pixels=224),
+    "classify": Task("predictions", judged=(CLASS, Part("probability", largest_difference, PROBABILITY)), pixels=224),
     "semantic": Task("class maps", judged=(Part("class map", _share, CLASS_MAP, " of the pixels"),)),
-    "depth": Task("depth maps", judged=(Part("depth", _relative, DEPTH, " of the greatest"),)),
+    "depth": Task("depth maps", judged=(Part("depth", relative_error, DEPTH, " of the greatest"),)),
 }
 
 
