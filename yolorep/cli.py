@@ -53,7 +53,8 @@ Trust = Annotated[
 ]
 Source = Annotated[Path, typer.Argument(metavar="IN", help="A checkpoint (.pt) of ultralytics or YOLOv5.")]
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="The file to write.")]
-Half = Annotated[bool, typer.Option("--half", help="Store float16 instead of float32.")]
+Half = Annotated[bool, typer.Option("--half", help="Store float16, whatever the input is stored in.")]
+Float32 = Annotated[bool, typer.Option("--float32", help="Store float32, whatever the input is stored in.")]
 BenchOut = Annotated[Path, typer.Option(help="Folder for bench.json and bench.png, which are replaced.", metavar="DIR")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")]
 
@@ -157,16 +158,20 @@ def expand(
     identity: Annotated[str, typer.Option(help="How the input reaches the output where shapes differ.")] = "auto",
     select: Annotated[list[str] | None, typer.Option(help="Layer index or name pattern; may be repeated.")] = None,
     half: Half = False,
+    float32: Float32 = False,
     overwrite: Overwrite = False,
     trust: Trust = False,
     repo: Repo = None,
 ) -> None:
     """Give a stock checkpoint extra branches: it computes the same, and is ready to fine-tune."""
-    from yolorep.commands.convert import expand_file
+    from yolorep.commands.expand import expand_file
+    from yolorep.commands.proven_write import Storage
 
     chosen = [int(s) if s.isdecimal() else s for s in select] if select else None
     with _reading(trust):
-        expand_file(source, out, block, identity, chosen, half=half, overwrite=overwrite, repo=repo, console=_console())
+        storage = Storage.of_options(half=half, float32=float32)
+        request = (source, out, block, identity, chosen)
+        expand_file(*request, storage=storage, overwrite=overwrite, repo=repo, console=_console())
 
 
 @app.command(cls=Command)
@@ -174,15 +179,18 @@ def deploy(
     source: Source,
     out: Out,
     half: Half = False,
+    float32: Float32 = False,
     overwrite: Overwrite = False,
     trust: Trust = False,
     repo: Repo = None,
 ) -> None:
     """Fold a trained rep checkpoint into a stock one, proven equal before it is written."""
-    from yolorep.commands.convert import deploy_file
+    from yolorep.commands.deploy import deploy_file
+    from yolorep.commands.proven_write import Storage
 
     with _reading(trust):
-        deploy_file(source, out, half=half, overwrite=overwrite, repo=repo, console=_console())
+        storage = Storage.of_options(half=half, float32=float32)
+        deploy_file(source, out, storage=storage, overwrite=overwrite, repo=repo, console=_console())
 
 
 @app.command(cls=Command)
@@ -228,7 +236,7 @@ def verify(
     repo: Repo = None,
 ) -> None:
     """Compare two checkpoints block by block and end to end; exit code 1 when they differ."""
-    from yolorep.commands.convert import verify_files
+    from yolorep.commands.verify import verify_files
 
     with _reading(trust):
         same = verify_files(before, after, images=images, data=data, imgsz=imgsz, repo=repo, console=_console())

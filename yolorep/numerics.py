@@ -88,13 +88,13 @@ def rounding_allowance(got: Tensor, perturbed: Tensor, tolerance: float) -> Call
 
     got, perturbed: the outputs of a model, and of the same model with its weights perturbed by half a unit in the last
         place. With the scales that are returned, an error of `ROUNDINGS` times that difference is within `tolerance`;
-        never more than `WORST_ROUNDING` of the channel.
+        never more than `WORST_ROUNDING` of the channel, or ten times the tolerance.
     """
     noise = difference(got, perturbed)
 
     def allowed(scales: Tensor, axis: int) -> Tensor:
         raised = scales + ROUNDINGS * _along(noise, axis) / tolerance
-        return raised.minimum(scales * max(WORST_ROUNDING / tolerance, 1.0))
+        return raised.minimum(scales * max(WORST_ROUNDING / tolerance, 10.0))
 
     return allowed
 

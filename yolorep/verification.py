@@ -22,12 +22,13 @@ from yolorep.numerics import (
     largest_difference,
     relative_error,
     rounding_allowance,
+    tolerance,
 )
 from yolorep.precision import has_values
 from yolorep.stock_layers import rep_blocks
 from yolorep.verification_report import END_TO_END, Report, Row
 
-__all__ = ["END_TO_END", "Report", "Row", "example_input", "stored_dtype", "verify"]
+__all__ = ["END_TO_END", "Report", "Row", "example_input", "stored_dtype", "verify", "verify_as_stored"]
 
 LEAST_SIDE = 64  # pixels of the default input; a network of stride 32 ends with 2 x 2
 UNCALLED_SIDE = 17  # pixels of the noise for a block that the model does not call
@@ -75,13 +76,36 @@ def verify(
         True
     """
     models = unwrapped(before), unwrapped(after)
-    if x is not None:
-        _check_input(x, images=any(isinstance(m, nn.Conv2d) for m in models[0].modules()))
     stored = stored_dtype(models[1])
-    device = _device(models[0])
-    a, b = (_copy(model, side, dtype, device) for model, side in zip(models, ("before", "after"), strict=True))
+    known = [TOLERANCE.get(dtype), TOLERANCE.get(stored)]
+    return _compared(*models, x, dtype, stored, None if None in known else max(known))  # type: ignore[type-var]
+
+
+@torch.no_grad()
+def verify_as_stored(before: nn.Module, after: nn.Module, stored: torch.dtype) -> Report:
+    """`verify`, judged by the precision that `after` was stored in before it was widened; float16 is judged too.
+
+    A checkpoint that is loaded as float32 does not show that its values were rounded to float16.
+
+    Raises:
+        VerifyError: as `verify`.
+    """
+    return _compared(unwrapped(before), unwrapped(after), None, torch.float64, stored, tolerance(stored))
+
+
+def _compared(
+    before: nn.Module,
+    after: nn.Module,
+    x: Tensor | None,
+    dtype: torch.dtype,
+    stored: torch.dtype,
+    tolerance: float | None,
+) -> Report:
+    if x is not None:
+        _check_input(x, images=any(isinstance(m, nn.Conv2d) for m in before.modules()))
+    device = _device(before)
+    a, b = _copy(before, "before", dtype, device), _copy(after, "after", dtype, device)
     x = (example_input(a) if x is None else x.detach()).to(device=device, dtype=dtype)
-    tolerance = _tolerance(dtype, stored)
     with full_float32(), torch.autocast(device.type, enabled=False):
         run = _Comparison(a, b, tolerance, stored)
         run.compare(x)
@@ -120,12 +144,6 @@ def stored_dtype(model: nn.Module) -> torch.dtype:
     if narrowest == torch.float64 and all(bool((value == value.float()).all()) for value in values):
         return torch.float32
     return narrowest
-
-
-def _tolerance(arithmetic: torch.dtype, stored: torch.dtype) -> float | None:
-    """The wider tolerance of the two; None where either is too narrow to be judged."""
-    known = [TOLERANCE.get(arithmetic), TOLERANCE.get(stored)]
-    return None if None in known else max(known)  # type: ignore[type-var]
 
 
 def _check_input(x: Tensor, *, images: bool) -> None:

@@ -8,6 +8,7 @@ import re
 import resource
 import stat
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from zipfile import ZipFile
@@ -21,7 +22,7 @@ from tests.helpers import assert_untouched, randomize_, run_python, snapshot, su
 from tests.processes import yolorep as command
 from yolorep import CheckpointError, VerifyError
 from yolorep.cli import main
-from yolorep.commands import convert
+from yolorep.commands import deploy as deploy_command
 from yolorep.hosts import checkpoints
 from yolorep.stock_layers import rep_blocks
 from yolorep.verification import verify
@@ -110,10 +111,135 @@ def test_deployed_checkpoint_keeps_its_contents(folder: Path, deployed: Path) ->
     assert before.keys() == after.keys()
     for key in before.keys() - {"model", *checkpoints.OF_THE_RUN}:
         assert before[key] == after[key], key
-    ended = {key: value for key, value in checkpoints.OF_THE_RUN.items() if key in after}
-    assert {key: after[key] for key in ended} == ended
+    assert all(after.get(key, value) == value for key, value in checkpoints.OF_THE_RUN.items())
     assert after["epoch"] == -1  # which both hosts refuse to resume
-    assert {v.dtype for v in after["model"].state_dict().values() if v.is_floating_point()} == {torch.float32}
+    assert dtypes(before["model"]) == dtypes(after["model"]) == {torch.float16}
+
+
+def dtypes(model: torch.nn.Module) -> set[torch.dtype]:
+    return {v.dtype for v in model.state_dict().values() if v.is_floating_point()}
+
+
+@pytest.mark.parametrize("command", [["deploy", "rep.pt"], ["expand", "stock.pt"]])
+@pytest.mark.parametrize(
+    ("options", "dtype", "says"),
+    [
+        ([], torch.float16, "stored as float16, as the source is: largest relative error"),
+        (["--half"], torch.float16, "(float64 arithmetic; reported, not judged)"),
+        (["--float32"], torch.float32, "from rounding to float32 (tolerance 1e-05)"),
+    ],
+)
+def test_a_checkpoint_is_stored_in_the_precision_of_its_source_unless_asked_otherwise(
+    folder: Path,
+    command: list[str],
+    options: list[str],
+    dtype: torch.dtype,
+    says: str,
+    here: Command,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert here(*command, "stored.pt", "--overwrite", *options) == 0
+    assert says in " ".join(capsys.readouterr().out.split())
+    assert dtypes(torch.load(folder / "stored.pt", weights_only=False)["model"]) == {dtype}
+    assert here("verify", command[1], "stored.pt") == 0
+    if command[0] == "deploy":
+        size = (folder / "stored.pt").stat().st_size / (folder / "rep.pt").stat().st_size
+        assert size < 1 if dtype is torch.float16 else size > 1.5
+
+
+def test_a_source_of_float32_is_stored_as_such(folder: Path, here: Command) -> None:
+    checkpoint = checkpoints.load(folder / "rep.pt")
+    assert checkpoint.dtype == torch.float16
+    checkpoints.save(checkpoint, checkpoint.model, folder / "single.pt", overwrite=True)
+    assert checkpoints.load(folder / "single.pt").dtype == torch.float32
+    assert here("deploy", "single.pt", "stored.pt", "--overwrite") == 0
+    assert dtypes(torch.load(folder / "stored.pt", weights_only=False)["model"]) == {torch.float32}
+
+
+@pytest.mark.parametrize("fault", ["a value that does not fit", "a value that loses its digits"])
+def test_what_half_does_not_hold_is_stored_as_float32_and_said(
+    fault: str, folder: Path, here: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = checkpoints.load(folder / "rep.pt")
+    block = checkpoint.model.model[1]
+    with torch.no_grad():
+        if fault == "a value that does not fit":
+            block.bn.running_mean += 6e4
+            block.branch_1x1.bn.running_mean -= 6e4
+        else:
+            halved = checkpoints.halved
+
+            def coarse(model: torch.nn.Module) -> torch.nn.Module:
+                result = halved(model)
+                result.model[1].bn.bias += 0.5
+                return result
+
+            monkeypatch.setattr(checkpoints, "halved", coarse)
+    save = torch.save
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "save", lambda content, file: save({**content, "model": content["model"].half()}, file))
+        checkpoints.save(checkpoint, checkpoint.model, folder / "wide.pt", overwrite=True)
+    assert here("deploy", "wide.pt", "stored.pt", "--overwrite") == 0
+    told = " ".join(capsys.readouterr().out.split())
+    says = (
+        "does not fit float16" if "fit" in fault else "in float16, as the source is, the largest relative error would"
+    )
+    assert f"stored as float32: {'model.' if 'fit' in fault else ''}" in told
+    assert says in told
+    assert dtypes(torch.load(folder / "stored.pt", weights_only=False)["model"]) == {torch.float32}
+
+
+def test_deploy_says_what_it_left_and_why(
+    folder: Path, here: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    fold = deploy_command.deploy
+
+    def warns(model: torch.nn.Module, *, inplace: bool) -> torch.nn.Module:
+        calls.append(model)
+        warnings.warn("model.3: RepBlock is left as it is: it cannot be run", stacklevel=2)
+        return fold(model, inplace=inplace)
+
+    monkeypatch.setattr(deploy_command, "deploy", warns)
+    assert here("deploy", "rep.pt", "stored.pt", "--overwrite") == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "not folded: model.3: RepBlock is left as it is: it cannot be run" in printed
+    assert "28 blocks folded" in printed
+    assert len(calls) == 1
+    assert here("deploy", "stock.pt", "none.pt") == 2
+    told = capsys.readouterr().err
+    assert "none of the rep blocks in stock.pt folds (model.3: RepBlock is left as it is" in " ".join(told.split())
+
+
+def test_blocks_of_others_are_searched_and_folded_once(
+    folder: Path, here: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from yolorep.foreign import self_folding
+
+    calls = []
+    monkeypatch.setattr(Odd, "switch_to_deploy", lambda self: calls.append(self) or Odd.fold_(self), raising=False)
+    checkpoint = checkpoints.load(folder / "rep.pt")
+    checkpoint.model.model[0].act = Odd()
+    assert self_folding.own_method(checkpoint.model.model[0].act) == "switch_to_deploy"
+    _, folded, _ = deploy_command.deployed_model(checkpoint.model)
+    assert "model.0.act" in folded
+    assert len(calls) == 2  # on a copy, to be judged, and in earnest
+
+
+class Odd(torch.nn.Module):
+    """A block of somebody's own that folds itself: two 1x1 convolutions become one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = torch.nn.Conv2d(16, 16, 1), torch.nn.Conv2d(16, 16, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.a(x) + self.b(x) if hasattr(self, "b") else self.a(x)
+
+    def fold_(self) -> None:
+        self.a.weight.data += self.b.weight.data
+        self.a.bias.data += self.b.bias.data
+        del self.b
 
 
 def test_deploy_stores_half_when_asked(folder: Path, here: Command, capsys: pytest.CaptureFixture[str]) -> None:
@@ -131,10 +257,10 @@ def test_deploy_stores_half_when_asked(folder: Path, here: Command, capsys: pyte
 def test_the_proof_is_in_float64_arithmetic(
     folder: Path, arguments: list[str], here: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert here(*arguments, "proven.pt", "--overwrite") == 0
+    assert here(*arguments, "proven.pt", "--overwrite", "--float32") == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "in float64 arithmetic" in printed
-    assert float(printed.split("largest relative error ")[1].split()[0]) < 1e-6
+    assert float(printed.split("largest relative error ")[1].split()[0]) < 5e-6
     assert here("verify", arguments[1], "proven.pt") == 0
     assert "float64 arithmetic, tolerance 1e-05" in capsys.readouterr().out
 
@@ -227,15 +353,15 @@ def write_unreadable(folder: Path) -> None:
 def test_deploy_writes_nothing_when_the_proof_fails(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def wrong(model: torch.nn.Module) -> torch.nn.Module:
-        result = yolorep.deploy(model)
+    def wrong(model: torch.nn.Module, *, inplace: bool) -> torch.nn.Module:
+        result = yolorep.deploy(model, inplace=inplace)
         with torch.no_grad():
             result.model[1].bn.bias += 1e-2
         return result
 
-    monkeypatch.setattr(convert, "deploy", wrong)
+    monkeypatch.setattr(deploy_command, "deploy", wrong)
     with pytest.raises(VerifyError, match="out of tolerance"):
-        convert.deploy_file(folder / "rep.pt", tmp_path / "out.pt", console=Console(quiet=True))
+        deploy_command.deploy_file(folder / "rep.pt", tmp_path / "out.pt", console=Console(quiet=True))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -252,7 +378,7 @@ def test_an_interrupted_write_leaves_the_old_file(
 
     monkeypatch.setattr(torch, "save", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        convert.deploy_file(folder / "rep.pt", out, overwrite=True, console=Console(quiet=True))
+        deploy_command.deploy_file(folder / "rep.pt", out, overwrite=True, console=Console(quiet=True))
     assert out.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [out]
 
@@ -267,7 +393,7 @@ def test_a_written_file_has_the_mode_of_any_other_and_a_replaced_one_its_own(
         out.chmod(before)
     mask = os.umask(0o027)
     try:
-        convert.deploy_file(folder / "rep.pt", out, overwrite=True, console=Console(quiet=True))
+        deploy_command.deploy_file(folder / "rep.pt", out, overwrite=True, console=Console(quiet=True))
     finally:
         os.umask(mask)
     assert stat.S_IMODE(out.stat().st_mode) == after
@@ -281,7 +407,7 @@ def test_a_disk_that_is_full_is_one_sentence_and_leaves_the_old_file(folder: Pat
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
         with pytest.raises(CheckpointError, match=r"out\.pt cannot be written: .*File too large"):
-            convert.deploy_file(folder / "rep.pt", out, overwrite=True, console=Console(quiet=True))
+            deploy_command.deploy_file(folder / "rep.pt", out, overwrite=True, console=Console(quiet=True))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert out.read_bytes() == b"old"
@@ -316,7 +442,7 @@ def test_verify_command_compares_boxes_and_map(
     found = re.search(r"(\d+) boxes on 4 images: 0 differ; largest difference of a pair: position", printed)
     assert found, printed
     assert int(found[1]) > 10
-    assert "are 0 for either model" in printed  # its mAP: what it finds is right nowhere
+    assert "are 0 for both models" in printed  # its mAP: what it finds is right nowhere
 
 
 def test_verify_command_exits_with_1_when_the_models_differ(

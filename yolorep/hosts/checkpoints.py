@@ -41,12 +41,17 @@ OF_THE_RUN: dict[str, Any] = {
 
 @dataclass
 class Checkpoint:
-    """A checkpoint file in memory. model: float32, evaluation mode, the averaged (EMA) weights where there are any."""
+    """A checkpoint file in memory.
+
+    model: float32, evaluation mode, the averaged (EMA) weights where there are any. dtype: what its values were stored
+        in.
+    """
 
     path: Path
     host: str
     content: dict[str, Any]
     model: nn.Module
+    dtype: torch.dtype = torch.float32
 
 
 def load(path: Path, repo: Path | None = None) -> Checkpoint:
@@ -75,9 +80,11 @@ def load(path: Path, repo: Path | None = None) -> Checkpoint:
         raise CheckpointError(
             f"{path} holds no model but {type(model).__name__}; accepted: a checkpoint of either host"
         )
+    first = next((p for p in model.parameters() if p.is_floating_point()), None)
+    dtype = torch.float32 if first is None else first.dtype
     if experimental is not None:
         model = _up_to_date(experimental, path)
-    return Checkpoint(path, host, content, model.float().eval())
+    return Checkpoint(path, host, content, model.float().eval(), dtype)
 
 
 def _up_to_date(experimental: Any, path: Path) -> nn.Module:

@@ -10,6 +10,7 @@ from yolorep.hosts.checkpoints import host_of
 from yolorep.hosts.predictions import Answer, ResultReport, compare, task_of
 from yolorep.hosts.ultralytics.evaluator import UltralyticsEvaluator
 from yolorep.hosts.yolov5.evaluator import Yolov5Evaluator
+from yolorep.paths import exists, is_dir, is_file
 
 IMAGES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 FIGURE_TOLERANCE = 1e-4  # absolute up to 1, relative above
@@ -50,6 +51,18 @@ def evaluator(checkpoint: Path, *, imgsz: int | None = None, repo: Path | None =
     return Yolov5Evaluator(checkpoint, imgsz, repo)
 
 
+def check_inputs(images: Path | None, data: Path | None) -> None:
+    """Check that what is to be compared on is there, before anything is computed.
+
+    Raises:
+        VerifyError: it is not. UsageError: the system does not let the path be opened.
+    """
+    if images is not None:
+        image_files(images)
+    if data is not None and not exists(data):
+        raise VerifyError(f"{data} does not exist; accepted: a data.yaml of the host, or a classifier's folder")
+
+
 def compare_images(before: Evaluator, after: Evaluator, images: Path) -> ResultReport:
     """Have both answer for every image. images: a file or a folder.
 
@@ -78,8 +91,8 @@ def figures(checkpoint: Evaluator, data: Path) -> dict[str, float]:
     """
     folder = checkpoint.task == "classify"
     accepted = "a folder with train and val, as `yolorep split` makes it" if folder else "a data.yaml of the host"
-    if not (data.is_dir() if folder else data.is_file()):
-        what = "is not a folder" if folder else "is not a file" if data.exists() else "does not exist"
+    if not (is_dir(data) if folder else is_file(data)):
+        what = "is not a folder" if folder else "is not a file" if exists(data) else "does not exist"
         raise VerifyError(f"{data} {what}; accepted: {accepted}")
     try:
         return checkpoint.figures(data)
@@ -97,7 +110,7 @@ def image_files(images: Path) -> list[Path]:
     """Raises:
     VerifyError: `images` is neither an image nor a folder with images.
     """
-    found = [images] if images.is_file() else sorted(p for p in images.rglob("*") if p.suffix.lower() in IMAGES)
+    found = [images] if is_file(images) else sorted(p for p in images.rglob("*") if p.suffix.lower() in IMAGES)
     if not found:
         raise VerifyError(f"{images} is neither an image nor a folder that holds images ({', '.join(sorted(IMAGES))})")
     return found
