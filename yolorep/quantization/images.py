@@ -54,7 +54,7 @@ def letterboxed(file: Path, side: int) -> Array:
     pixels = cv2.imread(str(file))
     if pixels is None:
         raise UsageError(f"{file} cannot be read as an image")
-    square = LetterBox((side, side), auto=False)(image=pixels)
+    square: Any = LetterBox((side, side), auto=False)(image=pixels)
     return np.ascontiguousarray(square[..., ::-1].transpose(2, 0, 1)[None]).astype(np.float32) / 255
 
 

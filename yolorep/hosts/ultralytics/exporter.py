@@ -9,8 +9,10 @@ from yolorep.errors import HostError, first_line
 from yolorep.hosts.ultralytics.build import quiet
 
 
-def export_float(checkpoint: Path, folder: Path, imgsz: int, format: str = "onnx") -> Path:
+def export_float(checkpoint: Path, folder: Path, imgsz: int, format: str = "onnx", repo: Path | None = None) -> Path:
     """Write the float32 model of `format` for square images of `imgsz` pixels into `folder`; return its path.
+
+    repo: not used; it is there so that the exporters of all hosts are called alike.
 
     Raises:
         HostError: the exporter fails.
