@@ -22,10 +22,12 @@ from yolorep.host import own_blocks
 from yolorep.hosts import checkpoints, evaluate
 from yolorep.quantization.graph import float_nodes
 from yolorep.quantization.images import FEW, calibration_files, class_names, letterboxed
+from yolorep.quantization.int8 import openvino_folder
 from yolorep.quantization.report import QuantizationReport
 from yolorep.quantization.schemes import chosen_schemes
 from yolorep.quantization.trials import Trials
 from yolorep.stock_layers import rep_blocks
+from yolorep.telemetry import send_no_telemetry
 
 TARGETS = {"onnx": ".onnx", "openvino": "_openvino_model"}
 RUNTIMES = {"onnx": "ONNX Runtime", "openvino": "OpenVINO"}
@@ -74,6 +76,7 @@ def quantize_file(request: Request, console: Console) -> bool:
         UsageError: the output, a scheme, a package or the data set is not accepted; nothing is written.
         CheckpointError, HostError: the checkpoint cannot be read or exported.
     """
+    send_no_telemetry()
     schemes = chosen_schemes(request.schemes, request.target)
     _check_output(request)
     files = calibration_files(request.data, request.images)
@@ -101,23 +104,19 @@ def _trials(request: Request, files: Sequence[Path], folder: Path, console: Cons
         raise UsageError(f"{request.source} is a classifier; accepted: a model that detects, segments or poses")
     imgsz = request.imgsz or 640
 
-    def exported(format: str) -> Path:
-        place = folder / f"float-{format}"
-        place.mkdir()
-        exporter = import_module(f"yolorep.hosts.{checkpoint.host}.exporter")
-        return Path(exporter.export_float(source, place, imgsz, format, request.repo))
-
     def validate(path: Path) -> dict[str, float]:
         return evaluate.exported_figures(path, checkpoint.host, task, request.data, imgsz=imgsz, repo=request.repo)
 
     note = "" if len(files) >= FEW else f"; ranges are more reliable with {FEW} or more"
     console.print(f"calibrating on {len(files)} images of {request.data}{note}", markup=False)
-    float_onnx = exported("onnx")
+    exporter = import_module(f"yolorep.hosts.{checkpoint.host}.exporter")
+    float_onnx = exporter.export_onnx(source, folder, imgsz, request.repo)
     graph = onnx.load(float_onnx)
     name = graph.graph.input[0].name
+    base = float_onnx if request.target == "onnx" else openvino_folder(float_onnx, folder, exporter.SIDECAR)
     return Trials(
         float_onnx,
-        float_onnx if request.target == "onnx" else exported("openvino"),
+        base,
         float_nodes(graph),
         lambda: ({name: letterboxed(file, imgsz)} for file in files),
         validate,

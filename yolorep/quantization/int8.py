@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+import yaml
 
 from yolorep.quantization.graph import Array, equalize_
 from yolorep.quantization.schemes import Scheme
@@ -45,6 +48,33 @@ def quantize_openvino(source: Path, out: Path, scheme: Scheme, feeds: Feeds, flo
     names = {operation.get_friendly_name() for operation in model.get_ops()}
     kept = [name for name in float_nodes if name in names]
     openvino.save_model(_nncf(model, scheme, feeds, kept), out, compress_to_fp16=False)
+
+
+def openvino_folder(source: Path, folder: Path, sidecar: str) -> Path:
+    """Write an ONNX model that a host exported as the OpenVINO folder that the host runs; return the folder.
+
+    folder: where `NAME_openvino_model` is made. sidecar: name of the file with stride, class names and task, which the
+    host reads beside the model; `{stem}` stands for the model's name.
+    """
+    import onnx
+    import openvino
+
+    out = folder / f"{source.stem}_openvino_model"
+    out.mkdir()
+    openvino.save_model(openvino.convert_model(source), out / f"{source.stem}.xml", compress_to_fp16=False)
+    entries = {entry.key: entry.value for entry in onnx.load(source).metadata_props}
+    metadata = {key: _value(text) for key, text in entries.items()}
+    text = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)
+    (out / sidecar.format(stem=source.stem)).write_text(text, encoding="utf-8")
+    return out
+
+
+def _value(text: str) -> Any:
+    """Read a metadata entry: hosts write the `str` of a number, a list or a mapping."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
 
 
 def _prepare(source: Path, out: Path, scheme: Scheme) -> None:

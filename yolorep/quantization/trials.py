@@ -11,6 +11,8 @@ from pathlib import Path
 
 from rich.console import Console
 
+from yolorep.errors import UsageError
+from yolorep.hosts.ultralytics.build import quiet
 from yolorep.quantization.graph import Array, convolutions, layer_errors
 from yolorep.quantization.int8 import quantize_onnx, quantize_openvino
 from yolorep.quantization.latency import latencies
@@ -44,9 +46,15 @@ class Trials:
     paths: dict[str, Path] = field(default_factory=dict)
 
     def run(self, schemes: Sequence[Scheme], max_drop: float) -> QuantizationReport:
-        """Report on float32 and every scheme; keep layers in float while no loss is within `max_drop` points."""
+        """Report on float32 and every scheme; keep layers in float while no loss is within `max_drop` points.
+
+        Raises:
+            UsageError: the float model finds nothing on the data set.
+        """
         float32 = self._measured("float32", self.base)
         figure = next((name for name in JUDGED if name in float32.figures), next(iter(float32.figures)))
+        if not float32.figures[figure]:
+            raise UsageError(f"the float model reaches a {figure} of 0 on this data set, so that no loss can be judged")
         report = QuantizationReport(figure, max_drop, [float32])
         for scheme in schemes:
             report.candidates.append(self._quantized(scheme, ()))
@@ -74,7 +82,7 @@ class Trials:
 
     def _measured(self, scheme: str, path: Path, floats: tuple[str, ...] = ()) -> Candidate:
         self.console.print(f"validating {scheme}" + f" with {len(floats)} layers in float" * bool(floats), markup=False)
-        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):  # the host's progress bars
+        with quiet(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):  # the host's log and progress bars
             figures = self.validate(path)
         candidate = Candidate(scheme, figures, size_of(path), floats)
         self.paths[candidate.label] = path

@@ -1,4 +1,4 @@
-"""Export a checkpoint of ultralytics to a float model of another runtime, by its own exporter."""
+"""Export a checkpoint of ultralytics to ONNX in float32, by its own exporter."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ from pathlib import Path
 from yolorep.errors import HostError, first_line
 from yolorep.hosts.ultralytics.build import quiet
 
+SIDECAR = "metadata.yaml"  # what the host reads beside an OpenVINO model
 
-def export_float(checkpoint: Path, folder: Path, imgsz: int, format: str = "onnx", repo: Path | None = None) -> Path:
-    """Write the float32 model of `format` for square images of `imgsz` pixels into `folder`; return its path.
 
-    repo: not used; it is there so that the exporters of all hosts are called alike.
+def export_onnx(checkpoint: Path, folder: Path, imgsz: int, repo: Path | None = None) -> Path:
+    """Write the ONNX model for square images of `imgsz` pixels into `folder`; return its path.
+
+    repo: not used; the exporters of all hosts take it.
 
     Raises:
         HostError: the exporter fails.
     """
     from ultralytics import YOLO
 
-    # A copy, since the exporter writes beside the checkpoint.
-    copy = Path(shutil.copy(checkpoint, folder / f"{checkpoint.stem}.pt"))
+    copy = Path(shutil.copy(checkpoint, folder / f"{checkpoint.stem}.pt"))  # the exporter writes beside the checkpoint
     try:
         with quiet():
-            return Path(YOLO(copy).export(format=format, imgsz=imgsz, simplify=False, device="cpu", verbose=False))
+            return Path(YOLO(copy).export(format="onnx", imgsz=imgsz, simplify=False, device="cpu", verbose=False))
     except Exception as error:  # the exporter raises what its converters raise
-        raise HostError(f"ultralytics cannot export {checkpoint} to {format}: {first_line(error)}") from None
+        raise HostError(f"ultralytics cannot export {checkpoint} to ONNX: {first_line(error)}") from None

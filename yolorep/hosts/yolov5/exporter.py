@@ -1,4 +1,4 @@
-"""Export a checkpoint of a YOLOv5 tree to a float model of another runtime, by the tree's own `export.py`."""
+"""Export a checkpoint of a YOLOv5 tree to ONNX in float32, by the tree's own `export.py`."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from yolorep.hosts.ultralytics.build import quiet
 from yolorep.hosts.yolov5.compat import tree_modules
 
 OPSET = 17  # of ONNX; one weight scale per channel needs 13
+SIDECAR = "{stem}.yaml"  # what a tree reads beside an OpenVINO model
 
 
-def export_float(checkpoint: Path, folder: Path, imgsz: int, format: str = "onnx", repo: Path | None = None) -> Path:
-    """Write the float32 model of `format` for square images of `imgsz` pixels into `folder`; return its path.
+def export_onnx(checkpoint: Path, folder: Path, imgsz: int, repo: Path | None = None) -> Path:
+    """Write the ONNX model for square images of `imgsz` pixels into `folder`; return its path.
 
     repo: the tree; by default as for `yolorep yolov5`.
 
@@ -26,15 +27,14 @@ def export_float(checkpoint: Path, folder: Path, imgsz: int, format: str = "onnx
         HostError: there is no tree, or its exporter fails.
     """
     (export,) = tree_modules(repo, "export")
-    copy = Path(shutil.copy(checkpoint, folder / f"{checkpoint.stem}.pt"))
+    copy = Path(shutil.copy(checkpoint, folder / f"{checkpoint.stem}.pt"))  # the exporter writes beside the checkpoint
     try:
         with quiet(), _traced_by_torchscript():
-            options = {"include": (format,), "opset": OPSET, "device": "cpu"}
-            written = export.run(weights=copy, imgsz=(imgsz, imgsz), **options)
+            written = export.run(weights=copy, imgsz=(imgsz, imgsz), include=("onnx",), opset=OPSET, device="cpu")
     except Exception as error:  # the exporter raises what its converters raise
-        raise HostError(f"the tree's export.py cannot export {checkpoint} to {format}: {first_line(error)}") from None
+        raise HostError(f"the tree's export.py cannot export {checkpoint} to ONNX: {first_line(error)}") from None
     if not written or not written[0]:  # a tree logs the failure and goes on
-        raise HostError(f"the tree's export.py did not export {checkpoint} to {format}; run it to read its log")
+        raise HostError(f"the tree's export.py did not export {checkpoint} to ONNX; run it by hand to read its log")
     return Path(written[0])
 
 
