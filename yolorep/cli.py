@@ -194,6 +194,29 @@ def deploy(
 
 
 @app.command(cls=Command)
+def quantize(
+    source: Source,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="NAME.onnx, or a folder NAME_openvino_model.")],
+    data: Annotated[Path, typer.Option(help="data.yaml: calibrate on its train images, validate on its val images.")],
+    imgsz: Annotated[int | None, typer.Option(help="Pixels, by default 640.", min=32)] = None,
+    scheme: Annotated[list[str] | None, typer.Option(help="Scheme to try, or all; may be repeated.")] = None,
+    images: Annotated[int, typer.Option(help="Calibration images.", min=1)] = 300,
+    max_drop: Annotated[float, typer.Option(help="Tolerated loss of mAP50-95 in points.")] = 0.5,
+    overwrite: Overwrite = False,
+    repo: Repo = None,
+    trust: Trust = False,
+) -> None:
+    """Quantize a checkpoint to 8 bits and measure the loss; exit code 1 when it is more than is tolerated."""
+    from yolorep.commands.quantize import Request, quantize_file
+
+    request = Request(source, out, data, imgsz, tuple(scheme or ()), images, max_drop, overwrite, repo)
+    with _reading(trust):
+        within = quantize_file(request, _console())
+    if not within:
+        raise typer.Exit(1)
+
+
+@app.command(cls=Command)
 def import_weights(
     source: Annotated[Path, typer.Argument(metavar="IN", help="A state dict of RepVGG's authors or of timm.")],
     yaml: Annotated[str, typer.Argument(metavar="YAML", help="The network, such as repvgg-a0.yaml.")],

@@ -22,7 +22,8 @@ import sys
 from pathlib import Path
 import torch
 from rich.console import Console
-from yolorep.commands.convert import deploy_file, verify_files
+from yolorep.commands.deploy import deploy_file
+from yolorep.commands.verify import verify_files
 from yolorep.hosts import checkpoints
 trained, data, repo = map(Path, sys.argv[1:])
 checkpoint = checkpoints.load(trained, repo)

@@ -63,6 +63,27 @@ def check_inputs(images: Path | None, data: Path | None) -> None:
         raise VerifyError(f"{data} does not exist; accepted: a data.yaml of the host, or a classifier's folder")
 
 
+def exported_figures(
+    path: Path, host: str, task: str, data: Path, *, imgsz: int, repo: Path | None = None
+) -> dict[str, float]:
+    """Return the figures of an exported model (ONNX file or OpenVINO folder) by the host's own validation.
+
+    Raises:
+        VerifyError: the host cannot validate with the data set.
+    """
+    try:
+        if host == "ultralytics":
+            from yolorep.hosts.ultralytics import evaluator as ultralytics_evaluator
+
+            return ultralytics_evaluator.figures_of(path, task, data, imgsz)
+        from yolorep.hosts.yolov5 import evaluator as yolov5_evaluator
+
+        return yolov5_evaluator.figures_of(path, task, data, imgsz, repo)
+    except REFUSALS as error:
+        reason = first_line(error).rstrip(".")
+        raise VerifyError(f"{path.name} cannot be validated with {data}: {reason}") from None
+
+
 def compare_images(before: Evaluator, after: Evaluator, images: Path) -> ResultReport:
     """Have both answer for every image. images: a file or a folder.
 

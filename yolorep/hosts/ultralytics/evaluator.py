@@ -51,16 +51,20 @@ class UltralyticsEvaluator:
         return ANSWERS[self.task](results[0].cpu())
 
     def figures(self, data: Path) -> dict[str, float]:
-        from ultralytics import YOLO
+        return figures_of(self.path, self.task, data, self.imgsz)
 
-        model: Any = YOLO(self.path)
-        options = {"imgsz": self.imgsz, "batch": 1, "workers": 0, "plots": False, "verbose": False}
-        with TemporaryDirectory() as folder, unfused():
-            found = model.val(data=str(data), project=folder, **options).results_dict
-        figures = {name: float(found[key]) for key, name in FIGURES.items() if key in found}
-        if not figures:
-            raise HostError(f"ultralytics reports none of the figures of {self.task}, but {', '.join(found)}")
-        return figures
+
+def figures_of(path: Path, task: str, data: Path, imgsz: int) -> dict[str, float]:
+    """Return the figures of a checkpoint or an exported model by ultralytics' own validation, one image at a time."""
+    from ultralytics import YOLO
+
+    options = {"imgsz": imgsz, "batch": 1, "workers": 0, "plots": False, "verbose": False}
+    with TemporaryDirectory() as folder, unfused():
+        found = YOLO(path, task=task).val(data=str(data), project=folder, **options).results_dict  # type: ignore[arg-type]
+    figures = {name: float(found[key]) for key, name in FIGURES.items() if key in found}
+    if not figures:
+        raise HostError(f"ultralytics reports none of the figures of {task}, but {', '.join(found)}")
+    return figures
 
 
 def _boxes(result: Any) -> Answer:

@@ -15,6 +15,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import wrapt
+
 from yolorep.errors import HostError
 from yolorep.hosts.offline import guard_hosts
 from yolorep.hosts.yolov5 import old_trees
@@ -78,10 +80,17 @@ def stand_in() -> None:
         owner = getattr(import_module(module), cls) if cls else import_module(module)
         if not hasattr(owner, name):
             setattr(owner, name, make(owner))
+    wrapt.register_post_import_hook(_openvino_runtime, "openvino")
     for name, contents in MODULES.items():
         top = name.partition(".")[0]
         if top not in sys.modules and find_spec(top) is None:
             sys.modules[name] = _module(name, contents())
+
+
+def _openvino_runtime(openvino: ModuleType) -> None:
+    """Name `openvino` as `openvino.runtime` too, which is gone in OpenVINO 2026; trees load OpenVINO models with it."""
+    if find_spec("openvino.runtime") is None:
+        sys.modules.setdefault("openvino.runtime", openvino)
 
 
 def _getsize(font: Any, text: str) -> tuple[int, int]:

@@ -37,15 +37,7 @@ class Yolov5Evaluator:
         return HOW[self.task].answer(self, image)
 
     def figures(self, data: Path) -> dict[str, float]:
-        how = HOW[self.task]
-        (general,) = tree_modules(self.repo, "utils.general")
-        teach_files(general)
-        (val,) = tree_modules(self.repo, how.script)
-        options = {"imgsz": self.imgsz, "device": "cpu", "workers": 0, "half": False, **how.options}
-        with TemporaryDirectory() as folder, unfused():
-            found = val.run(data=str(data), weights=str(self.path), project=folder, batch_size=1, **options)
-        figures = found[0] if isinstance(found[0], tuple) else found
-        return {name: float(figures[index]) for name, index in how.figures.items()}
+        return figures_of(self.path, self.task, data, self.imgsz, self.repo)
 
     def read(self, image: Path, **options: Any) -> tuple[Tensor, tuple[int, ...]]:
         """An image as the network takes it, (1, 3, height, width), and the shape of the file's, (height, width, 3)."""
@@ -53,6 +45,19 @@ class Yolov5Evaluator:
         images = dataloaders.LoadImages(str(image), img_size=self.imgsz, stride=self.model.stride, **options)
         _, pixels, original, *_ = next(iter(images))
         return torch.as_tensor(pixels).float()[None], original.shape
+
+
+def figures_of(path: Path, task: str, data: Path, imgsz: int, repo: Path | None) -> dict[str, float]:
+    """Return the figures of a checkpoint or an exported model by the tree's own `val.py`, one image at a time."""
+    how = HOW[task]
+    (general,) = tree_modules(repo, "utils.general")
+    teach_files(general)
+    (val,) = tree_modules(repo, how.script)
+    options = {"imgsz": imgsz, "device": "cpu", "workers": 0, "half": False, **how.options}
+    with TemporaryDirectory() as folder, unfused():
+        found = val.run(data=str(data), weights=str(path), project=folder, batch_size=1, **options)
+    figures = found[0] if isinstance(found[0], tuple) else found
+    return {name: float(figures[index]) for name, index in how.figures.items()}
 
 
 def _boxes(it: Yolov5Evaluator, image: Path) -> Answer:

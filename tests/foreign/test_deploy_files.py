@@ -14,7 +14,7 @@ from torch import nn
 from tests.foreign.lookalikes import RepVGGBlock
 from tests.helpers import randomize_
 from yolorep import CheckpointError
-from yolorep.commands import convert
+from yolorep.commands import deploy as deploy_command
 from yolorep.foreign import foreign_blocks
 from yolorep.hosts import checkpoints
 from yolorep.hosts.restricted_pickle import trusting
@@ -35,13 +35,13 @@ def test_deploy_folds_blocks_of_other_projects(tmp_path: Path) -> None:
     source, out, console = tmp_path / "rep.pt", tmp_path / "out.pt", Console(record=True)
     save("yolov8n.yaml", source, block=RepVGGBlock(32, 32))
     with pytest.raises(CheckpointError, match=r"names tests.foreign.lookalikes.RepVGGBlock, which is not .* --trust"):
-        convert.deploy_file(source, out, console=console)
+        deploy_command.deploy_file(source, out, console=console)
     with trusting():
-        convert.deploy_file(source, out, console=console)
+        deploy_command.deploy_file(source, out, console=console)
         assert foreign_blocks(checkpoints.load(out).model) == []
     assert "1 blocks folded" in console.export_text()
     with trusting(), pytest.raises(CheckpointError, match="has no rep blocks"):
-        convert.deploy_file(out, tmp_path / "again.pt", console=console)
+        deploy_command.deploy_file(out, tmp_path / "again.pt", console=console)
 
 
 @pytest.mark.parametrize(("module", "name"), [("yolov6.layers", "Conv"), ("models.yolo", "IDetect")])
@@ -57,7 +57,7 @@ def test_checkpoint_of_another_project_is_told(
     monkeypatch.setattr(sys.modules[package], module.partition(".")[2], sys.modules[module], raising=False)
     torch.save({"model": kind()}, tmp_path / "theirs.pt")
     with pytest.raises(CheckpointError, match=r"checkpoint of YOLOv[67].*call yolorep.deploy\(model\)"):
-        convert.deploy_file(tmp_path / "theirs.pt", tmp_path / "out.pt", console=Console(quiet=True))
+        deploy_command.deploy_file(tmp_path / "theirs.pt", tmp_path / "out.pt", console=Console(quiet=True))
     assert list(tmp_path.iterdir()) == [tmp_path / "theirs.pt"]
 
 
@@ -67,5 +67,5 @@ def test_deploy_leaves_what_ultralytics_builds(tmp_path: Path) -> None:
     save("yolov10s.yaml", source)
     assert len(foreign_blocks(checkpoints.load(source).model)) == 2
     with pytest.raises(CheckpointError, match="deployed, or stock, already"):
-        convert.deploy_file(source, out, console=Console(quiet=True))
+        deploy_command.deploy_file(source, out, console=Console(quiet=True))
     assert not out.exists()

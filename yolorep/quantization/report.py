@@ -1,0 +1,101 @@
+"""The report of `yolorep quantize`: figures of the float and of each 8-bit model, and the layers that lose most."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model that was measured.
+
+    scheme: its name, "float32" for the model before quantization. floats: layers kept in float beside the decoding.
+    figures: of the host's own validation, such as mAP50-95, from 0 to 1. bytes: size of the file or folder.
+    """
+
+    scheme: str
+    figures: Mapping[str, float]
+    bytes: int
+    floats: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        return f"{self.scheme}, {len(self.floats)} layers in float" if self.floats else self.scheme
+
+
+@dataclass
+class QuantizationReport:
+    """All candidates of one run, the float model first.
+
+    figure: the figure that is judged. tolerated: the largest accepted drop of it, in points (hundredths).
+    seconds: median latency of one image, by label of the candidate.
+    layer_errors: relative error of each convolution's output under the most accurate scheme, by layer name.
+    """
+
+    figure: str
+    tolerated: float
+    candidates: list[Candidate] = field(default_factory=list)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    layer_errors: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def float32(self) -> Candidate:
+        return self.candidates[0]
+
+    def drop(self, candidate: Candidate) -> float:
+        """Return the loss against float32 in points; negative where the 8-bit model is better."""
+        return 100 * (self.float32.figures[self.figure] - candidate.figures[self.figure])
+
+    def within(self, candidate: Candidate) -> bool:
+        """Whether the loss is tolerated."""
+        return self.drop(candidate) <= self.tolerated
+
+    @property
+    def chosen(self) -> Candidate:
+        """The fastest candidate within tolerance; the most accurate one where there is none."""
+        quantized = self.candidates[1:]
+        good = [candidate for candidate in quantized if self.within(candidate)]
+        if good:
+            return min(good, key=lambda candidate: self.seconds.get(candidate.label, 0))
+        return min(quantized, key=self.drop)
+
+    def table(self) -> Table:
+        """Return the table that the command prints."""
+        names = list(self.float32.figures)
+        view = Table(title=f"tolerated loss of {self.figure}: {self.tolerated:g} points", title_justify="left")
+        view.add_column("scheme", overflow="fold")
+        for name in (*names, "loss", "ms", "/ float32", "MB", ""):
+            view.add_column(name, justify="right")
+        for candidate in self.candidates:
+            first = candidate is self.float32
+            verdict = "" if first else "ok" if self.within(candidate) else "too much"
+            view.add_row(
+                candidate.label,
+                *(f"{candidate.figures[name]:.4f}" for name in names),
+                "" if first else f"{self.drop(candidate):+.2f}",
+                f"{1e3 * self.seconds[candidate.label]:.1f}",
+                f"{self.seconds[candidate.label] / self.seconds[self.float32.label]:.2f}",
+                f"{candidate.bytes / 1e6:.1f}",
+                verdict,
+            )
+        return view
+
+    def worst_layers(self, count: int = 5) -> list[tuple[str, float]]:
+        """Return the layers with the largest errors, largest first."""
+        return sorted(self.layer_errors.items(), key=lambda item: -item[1])[:count]
+
+    def record(self) -> dict[str, Any]:
+        """Return the report as JSON values."""
+        return {
+            "figure": self.figure,
+            "tolerated_points": self.tolerated,
+            "chosen": self.chosen.label,
+            "candidates": [
+                {**asdict(c), "seconds": self.seconds[c.label], "loss_points": self.drop(c)} for c in self.candidates
+            ],
+            "layer_errors": dict(self.worst_layers(len(self.layer_errors))),
+        }

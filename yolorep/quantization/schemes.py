@@ -1,0 +1,84 @@
+"""The quantization schemes that `yolorep quantize` compares, and the packages that each needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+from yolorep.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """One way to quantize a network to 8 bits.
+
+    tool: "onnxruntime" (`quantize_static`, QDQ) or "nncf" (`nncf.quantize`).
+    per_channel: one weight scale per output channel instead of one per tensor.
+    symmetric: activations are quantized symmetrically around zero, else with a zero point.
+    percentile: activation ranges ignore the largest and smallest 0.01 % of the values, else they are minimum and
+        maximum.
+    bias_correction: shift each bias by the mean error that quantization adds to its channel (arXiv 1906.04721).
+    equalize: rescale the channels between two convolutions that only a ReLU separates (arXiv 1906.04721).
+    """
+
+    name: str
+    tool: str
+    per_channel: bool = True
+    symmetric: bool = False
+    percentile: bool = False
+    bias_correction: bool = False
+    equalize: bool = False
+
+
+SCHEMES = {
+    scheme.name: scheme
+    for scheme in (
+        Scheme("minmax", "onnxruntime"),
+        Scheme("minmax-tensor", "onnxruntime", per_channel=False),
+        Scheme("symmetric", "onnxruntime", symmetric=True),
+        Scheme("symmetric-tensor", "onnxruntime", per_channel=False, symmetric=True),
+        Scheme("percentile", "onnxruntime", percentile=True),
+        Scheme("percentile-tensor", "onnxruntime", per_channel=False, percentile=True),
+        Scheme("nncf", "nncf", bias_correction=True),
+        Scheme("nncf-tensor", "nncf", per_channel=False, bias_correction=True),
+        Scheme("nncf-uncorrected", "nncf"),
+        Scheme("nncf-percentile", "nncf", percentile=True, bias_correction=True),
+        Scheme("nncf-equalized", "nncf", bias_correction=True, equalize=True),
+    )
+}
+# In the order in which they are tried: the first is the fastest on most processors, the second the most accurate.
+DEFAULTS = {"onnx": ("minmax", "nncf"), "openvino": ("nncf",)}
+
+
+def chosen_schemes(names: Sequence[str], target: str) -> list[Scheme]:
+    """Return the schemes of these names, or the default ones of `target` ("onnx" or "openvino") where there are none.
+
+    Raises:
+        UsageError: an unknown scheme, one that `target` cannot run, or a package that is missing.
+    """
+    if names == ["all"]:
+        names = [name for name, scheme in SCHEMES.items() if target == "onnx" or scheme.tool == "nncf"]
+    unknown = [name for name in names if name not in SCHEMES]
+    if unknown:
+        raise UsageError(f"scheme {unknown[0]!r} is unknown; accepted: all, {', '.join(SCHEMES)}")
+    schemes = [SCHEMES[name] for name in names or DEFAULTS[target]]
+    if target == "openvino" and any(scheme.tool != "nncf" for scheme in schemes):
+        wrong = next(scheme.name for scheme in schemes if scheme.tool != "nncf")
+        raise UsageError(f"scheme {wrong!r} writes ONNX only; accepted for OpenVINO: the schemes that begin with nncf")
+    tools = {scheme.tool for scheme in schemes}
+    needed = ["onnx", "onnxruntime", *(["openvino"] if target == "openvino" else [])]
+    check_installed([*needed, *sorted(tools - {"onnxruntime"})])
+    return schemes
+
+
+def check_installed(packages: Sequence[str]) -> None:
+    """Check that packages can be imported.
+
+    Raises:
+        UsageError: one of them is missing; the sentence has the command that installs all of them.
+    """
+    missing = [name for name in packages if find_spec(name) is None]
+    if missing:
+        line = " ".join(["pip install", *missing])
+        raise UsageError(f"quantize needs {', '.join(missing)}; install: {line} (or pip install 'yolorep[quantize]')")
