@@ -51,6 +51,7 @@ TABLE: dict[str, Benchmark] = {
     "eligibility": Benchmark("eligibility", "cost of branches beside each kind of convolution"),
     "families": Benchmark("families", "every model family: expand, deploy, fuse and export"),
     "accuracy": Benchmark("accuracy", "mAP of stock and rep with the same schedule and several seeds"),
+    "screening": Benchmark("screening", "starts and blocks from scratch, paired by seed from one initialization"),
     "resume": Benchmark("resume", "a distributed training killed and resumed against one left alone"),
     "gpu": Benchmark("gpu", "everything that needs a GPU: proofs first, then timings, in under 20 minutes"),
 }
