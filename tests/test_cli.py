@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -125,7 +126,12 @@ def test_a_file_that_cannot_be_read_is_one_sentence(
     torch.save({"weight": torch.zeros(2)}, tmp_path / "state.pt")
     before = sorted(os.listdir(tmp_path))
     arguments = [argument.format(FAULTS[fault]) for argument in READERS[command]]
-    monkeypatch.setattr("sys.argv", ["yolorep", *command.split(), *arguments])
+    monkeypatch.setattr("sys.argv", sys.argv[:])
+    for holder in [sys, sys.modules.get("ultralytics.cfg")]:  # which keeps the list that it found when it was imported
+        if holder is not None:
+            name = "argv" if holder is sys else "ARGV"
+            monkeypatch.setattr(holder, name, sys.argv)
+    sys.argv[:] = ["yolorep", *command.split(), *arguments]
     with pytest.raises(SystemExit) as ended:
         main()
     printed = capfd.readouterr()

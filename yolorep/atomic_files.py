@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from time import time
 from typing import IO, Any
 from uuid import uuid4
 
@@ -15,6 +16,8 @@ except ImportError:  # Windows, where a file that is open cannot be removed
     fcntl = None  # type: ignore[assignment]
 
 SUFFIX = ".unfinished"
+STARTED = ".started"  # a file that its writer is about to lock
+SETTLED = 10.0  # seconds after which it was killed before that
 
 
 @contextmanager
@@ -43,18 +46,24 @@ def written_whole(path: Path, mode: str = "w", *, overwrite: bool = True, **opti
     unfinished = path.with_name(f".{path.name[:100]}.{uuid4().hex}{SUFFIX}")
     if "b" not in mode:
         options.setdefault("encoding", "utf-8")
+    started = unfinished if os.name == "nt" else unfinished.with_suffix(STARTED)  # Windows renames no open file
     try:
-        with unfinished.open(mode.replace("w", "x"), **options) as file:
+        with started.open(mode.replace("w", "x"), **options) as file:
             _lock(file)
+            if started != unfinished:
+                os.rename(started, unfinished)  # a file of this name is locked from the beginning
             yield file
             file.flush()
             os.fsync(file.fileno())
             with suppress(OSError):  # there is no file yet, or its permissions are not ours to give
                 os.chmod(unfinished, path.stat().st_mode & 0o7777)
+            if os.name == "nt":
+                file.close()
             _publish(unfinished, path, overwrite=overwrite)
     finally:
-        with suppress(OSError):
-            unfinished.unlink(missing_ok=True)
+        for left in (started, unfinished):
+            with suppress(OSError):
+                left.unlink(missing_ok=True)
 
 
 def clear_unfinished(path: Path) -> None:
@@ -62,7 +71,7 @@ def clear_unfinished(path: Path) -> None:
     prefix = f".{path.name[:100]}."
     with suppress(OSError):
         for left in path.parent.iterdir():
-            if left.name.startswith(prefix) and left.name.endswith(SUFFIX) and not _at_work(left):
+            if left.name.startswith(prefix) and left.suffix in (SUFFIX, STARTED) and not _at_work(left):
                 with suppress(OSError):
                     left.unlink()
 
@@ -95,10 +104,12 @@ def _lock(file: IO[Any]) -> None:
 
 
 def _at_work(unfinished: Path) -> bool:
-    """Whether the process that began this file still has it open."""
+    """Return whether the process that began this file still has it open."""
     if fcntl is None:
         return False
     try:
+        if unfinished.suffix == STARTED and time() - unfinished.stat().st_mtime < SETTLED:
+            return True
         with unfinished.open("rb") as file:
             fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

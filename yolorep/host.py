@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from yolorep.errors import HostError
+
+if TYPE_CHECKING:  # hooks are installed from these records before torch is needed
+    from torch import nn
 
 Class = tuple[str, str]  # module and name; no host is imported to know its classes
 
@@ -89,6 +91,8 @@ def unwrapped(model: nn.Module) -> nn.Module:
     Raises:
         HostError: `YOLO` holds an exported file, which has no layers.
     """
+    from torch import nn
+
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         return unwrapped(model.module)
     if type(model).__name__ == "OptimizedModule":  # by name: torch imports its compiler only where it is used

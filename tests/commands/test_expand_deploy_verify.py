@@ -171,7 +171,7 @@ def test_what_half_does_not_hold_is_stored_as_float32_and_said(
 
             def coarse(model: torch.nn.Module) -> torch.nn.Module:
                 result = halved(model)
-                result.model[1].bn.bias += 0.5
+                result.model[1].bn.bias.data += 0.5
                 return result
 
             monkeypatch.setattr(checkpoints, "halved", coarse)

@@ -111,7 +111,7 @@ def test_verify_finds_a_changed_classifier(trained: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "says"),
     [
-        ("none", "none is not a folder"),
+        ("none", "none does not exist"),
         ("empty", "empty cannot be validated with: "),
         ("data/val/red", "data/val/red cannot be validated with: "),
     ],

@@ -12,10 +12,10 @@ from tests.helpers import run_python
 from tests.hosts.yolov5_helpers import launch, needs_package
 from tests.processes import yolorep
 from yolorep import BlockError, YolorepError, expand
-from yolorep.cli import _ultralytics as run_ultralytics
 from yolorep.errors import UsageError
 from yolorep.host import ULTRALYTICS
 from yolorep.hosts.train_options import TrainOptions, from_flags, from_pairs, read
+from yolorep.hosts.ultralytics.command import run as run_ultralytics
 from yolorep.hosts.yolov5.training_hooks import take_options
 from yolorep.policy import Policy
 from yolorep.stock_layers import rep_blocks
@@ -231,7 +231,9 @@ def test_command_line_expands_trains_and_deploys(stock_file: Path, tiny_dataset:
 
 def test_command_line_says_that_the_checkpoint_is_missing(tmp_path: Path) -> None:
     printed = yolorep("train", "model=yolo11n.pt", "rep=repvgg", cwd=tmp_path, code=2)
-    assert printed.splitlines()[-1].startswith("yolorep: yolo11n.pt does not exist and is not downloaded")
+    last = printed.splitlines()[-1]
+    assert last.startswith("yolorep: ")
+    assert "yolo11n.pt is not on disk, and is not downloaded offline (YOLO_OFFLINE is set)" in last
     assert "Traceback" not in printed
 
 

@@ -129,7 +129,10 @@ def test_yolov5_stock_weights_start_as_the_stock_function(coco_weights: Path, tm
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["val.py", "--weights", "missing.pt", "--data", "{data}"], "missing.pt does not exist and is not downloaded"),
+        (
+            ["val.py", "--weights", "missing.pt", "--data", "{data}"],
+            "missing.pt does not exist, and it is not downloaded offline",
+        ),
         (
             ["train.py", "--weights", "", "--cfg", "yolov5q-rep.yaml", "--data", "{data}"],
             "File not found: yolov5q-rep.yaml",

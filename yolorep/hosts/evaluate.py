@@ -52,15 +52,18 @@ def evaluator(checkpoint: Path, *, imgsz: int | None = None, repo: Path | None =
 
 
 def check_inputs(images: Path | None, data: Path | None) -> None:
-    """Check that what is to be compared on is there, before anything is computed.
+    """Check that the images and the data set exist, before anything is computed.
 
     Raises:
-        VerifyError: it is not. UsageError: the system does not let the path be opened.
+        VerifyError: one of them does not. UsageError: the system refuses to open the path.
     """
     if images is not None:
         image_files(images)
     if data is not None and not exists(data):
-        raise VerifyError(f"{data} does not exist; accepted: a data.yaml of the host, or a classifier's folder")
+        raise VerifyError(
+            f"{data} does not exist; "
+            "accepted: a folder with train and val for a classifier, else a data.yaml of the host"
+        )
 
 
 def exported_figures(
