@@ -1,7 +1,7 @@
-"""RepVGG weights of its authors' repository and of timm, for yolorep's classifiers.
+"""Import RepVGG weights of the authors' repository and of timm into yolorep's classifiers.
 
-Both have one entry a parameter, as yolorep has, and their blocks follow each other in the same order, but the names
-differ: `stage1.0.rbr_dense.conv.weight` there, `stages.0.0.conv_kxk.conv.weight` in timm, `model.1.conv.weight` here.
+Both have one entry per parameter, in blocks of the same order as yolorep's, under other names:
+`stage1.0.rbr_dense.conv.weight`, `stages.0.0.conv_kxk.conv.weight` in timm, `model.1.conv.weight` here.
 """
 
 from __future__ import annotations
@@ -62,10 +62,10 @@ def import_file(source: Path, yaml: str, out: Path, *, overwrite: bool = False, 
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The tensors in a file written by torch.save: a state dict, or one under 'state_dict' or 'model'.
+    """Return the tensors in a file written by torch.save: a state dict, or one under 'state_dict' or 'model'.
 
     Raises:
-        CheckpointError: no such file, or nothing of the kind in it.
+        CheckpointError: no such file, or no state dict in it.
     """
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist; accepted: a state dict written by torch.save")
@@ -83,10 +83,10 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def rep_state_dict(foreign: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """A RepVGG state dict under the names of `model`, an ultralytics model of a `repvgg-*.yaml`.
+    """Return a RepVGG state dict under the names of `model`, an ultralytics model of a `repvgg-*.yaml`.
 
-    foreign: of the authors' repository or of timm; with branches, or with each block folded to one convolution, which
-        then becomes the dense branch, and the other branches add nothing.
+    foreign: of the authors' repository or of timm, with branches or with each block folded to one convolution. A folded
+        convolution becomes the dense branch; the other branches then add nothing.
 
     Raises:
         CheckpointError: it is not a state dict of this network; the message names the first difference.
@@ -108,7 +108,7 @@ def rep_state_dict(foreign: Mapping[str, Tensor], model: nn.Module) -> dict[str,
 
 
 def _classes(state: Mapping[str, Tensor], source: Path) -> int:
-    """The number of rows of the last layer's weight.
+    """Return the number of rows of the last layer's weight.
 
     Raises:
         CheckpointError: there is no such weight, or it has no rows.
@@ -124,12 +124,12 @@ def _classes(state: Mapping[str, Tensor], source: Path) -> int:
 
 
 def _numbers(block: str) -> list[int]:
-    """What the blocks of a network are in order of: none in timm's `stem`, 0 in `stage0`, 1 and 10 in `stage1.10`."""
+    """Return the numbers that order the blocks: none in timm's `stem`, 0 in `stage0`, 1 and 10 in `stage1.10`."""
     return [int(number) for number in re.findall(r"\d+", block)]
 
 
 def _renamed(key: str, ours: Mapping[str, str], head: str) -> str:
-    """The name in our model. ours: the names of its blocks by theirs; head: how its last layer's names begin."""
+    """Return a key under the model's names. ours: block names by foreign name; head: prefix of its last layer."""
     for prefix in HEADS:
         if key.startswith(prefix):
             return head + key.removeprefix(prefix)
@@ -142,14 +142,16 @@ def _renamed(key: str, ours: Mapping[str, str], head: str) -> str:
 
 
 def _neutral(prefix: str, eps: float, bias: Tensor) -> dict[str, Tensor]:
-    """The rest of a batch norm that adds `bias` and does nothing else."""
+    """Return the remaining entries of a batch norm that only adds `bias`."""
     one = torch.ones_like(bias)
     return {f"{prefix}weight": one, f"{prefix}running_mean": 0 * one, f"{prefix}running_var": (1 - eps) * one}
 
 
 def _check(state: Mapping[str, Tensor], model: nn.Module, absent: tuple[str, ...]) -> None:
-    """Raises:
-    CheckpointError: `state` is not of the model's names and shapes; those that begin as in `absent` may be missing.
+    """Check that `state` has the model's names and shapes; keys that begin as in `absent` may be missing.
+
+    Raises:
+        CheckpointError: it has not.
     """
     expected = {key: value for key, value in model.state_dict().items() if not key.endswith("num_batches_tracked")}
     for key, value in expected.items():

@@ -26,7 +26,7 @@ LISTS: dict[str, Callable[[str], bool]] = {
 
 
 class Command(TyperCommand):
-    """A command that shows the help of its arguments, which typer before 0.26 loses under click 8.5."""
+    """A command that shows the help of its arguments, which typer before 0.26 loses with click 8.5."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -40,14 +40,14 @@ class Command(TyperCommand):
 
 
 class ListCommand(Command):
-    """A command whose list options may be written `--batch 1 8` beside the usual `--batch 1 --batch 8`."""
+    """A command whose list options may be written `--batch 1 8`, besides `--batch 1 --batch 8`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         return super().parse_args(ctx, spread(args))
 
 
 def spread(args: list[str]) -> list[str]:
-    """`args` with a list option's name repeated before each further value; the first other word ends the list."""
+    """Repeat a list option's name before each further value in `args`; the first other word ends the list."""
     result: list[str] = []
     option = None
     for index, word in enumerate(args):

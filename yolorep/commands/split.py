@@ -1,4 +1,4 @@
-"""Images in a folder for each class, split into train and val as classifiers are trained from them."""
+"""Split images in one folder per class into train and val, as classifiers are trained from."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def split_folder(source: Path, out: Path, *, val: float = 0.2, seed: int = 0, li
 
 
 def class_images(source: Path) -> dict[str, list[Path]]:
-    """The images of each class, sorted.
+    """Return the images of each class, sorted.
 
     Raises:
         UsageError: there are no two classes with two images each.

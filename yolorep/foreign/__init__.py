@@ -1,8 +1,8 @@
-"""Re-parameterization blocks of other projects, folded by yolorep's algebra into what those projects run deployed.
+"""Fold re-parameterization blocks of other projects into the form that those projects run deployed.
 
-They are known by class name and attributes; no other project is imported. A block is written as the nest of linear
-layers that it is (`layers`, `blocks`), folded like any nest, checked on noise against itself, and given the form that
-its own project has for a deployed block (`deployed`).
+The blocks are recognized by class name and attributes; no other project is imported. A block is written as a nest of
+linear layers (`layers`, `declared_blocks`), folded like any nest, checked on noise, and replaced by its project's form
+of a deployed block (`deployed_forms`).
 """
 
 from yolorep.foreign.folding import Folded, folded, foreign_blocks

@@ -1,4 +1,4 @@
-"""The blocks of other projects: which linear branches they add up, and what form they take once folded."""
+"""Declarations of the blocks of other projects: their linear branches, and their deployed form."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ BATCH = 2
 class ForeignBlock:
     """A block of another project.
 
-    names: its class names. needs: attributes that it has before it is deployed, and not after. linear: everything up
-    to the layers that stay, in layers that the fold knows. form: what it becomes.
+    names: its class names. needs: attributes that only an undeployed block has. linear: returns everything before the
+    layers that stay, as layers that the fold knows. form: its deployed form.
     """
 
     names: tuple[str, ...]
@@ -37,19 +37,19 @@ class ForeignBlock:
         return type(module).__name__ in self.names and all(_has(module, name) for name in self.needs)
 
     def deployed(self, module: nn.Module) -> bool:
-        """Whether a module is this block, in the form that it takes once folded."""
+        """Return whether a module is this block in its deployed form."""
         slot = self.form.name if isinstance(self.form, Slot) else ""
         return type(module).__name__ in self.names and _has(module, slot)
 
     def folds(self, block: nn.Module) -> list[Kernel]:
-        """The block as one kernel. Raises FoldError: it is not one."""
+        """Return the block as one kernel. Raises FoldError if it does not fold."""
         try:
             return [kernel_of(self.linear(block))]
         except AttributeError as error:
             raise FoldError(f"it is not the block known by that name: {error}") from None
 
     def inputs(self, block: nn.Module, kernels: list[Kernel]) -> Iterator[Tensor]:
-        """Noise of two adjacent sizes, square as some squeeze-and-excitation wants it, a little over the reach."""
+        """Yield noise of two adjacent sizes a little over the kernel's reach, square as some attention needs it."""
         (kernel,) = kernels
         random = torch.Generator().manual_seed(0)
         reach = max(d * (k - 1) for d, k in zip(kernel.dilation, kernel.size, strict=True))
@@ -76,9 +76,9 @@ def _has(module: nn.Module, name: str) -> bool:
 
 
 def sum_of(*branches: str, then: tuple[str, ...] = ()) -> Callable[[Any], nn.Module]:
-    """The sum of the block's named branches, followed by the layers `then`.
+    """Return a function that writes a block as the sum of its named branches, followed by the layers `then`.
 
-    A branch that the block lacks, or has as None, is none; each member of a ModuleList is one.
+    Branches that the block lacks or has as None are left out; each member of a ModuleList is a branch.
     """
 
     def linear(block: Any) -> nn.Module:
@@ -99,7 +99,7 @@ def _branches(block: Any, names: tuple[str, ...]) -> Iterator[tuple[str, nn.Modu
 
 
 def _asymmetric(block: Any) -> nn.Module:
-    """ACNet: where the padding is too small for them, 1xk and kx1 read a cropped input."""
+    """ACNet: 1xk and kx1 read a cropped input if the padding is too small for them."""
     width = getattr(block, "crop", 0)
     cropped = {"ver": nn.ZeroPad2d((-width, -width, 0, 0)), "hor": nn.ZeroPad2d((0, 0, -width, -width))}
     branches = {"square": sequence({"conv": block.square_conv, "bn": block.square_bn})}

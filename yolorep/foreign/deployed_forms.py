@@ -1,6 +1,6 @@
-"""What becomes of a foreign block once it is folded: three forms, each of which its own project runs without yolorep.
+"""Three deployed forms of a foreign block, each of which its project runs without yolorep.
 
-The object stays, so that what a host attached to it (`i`, `f`, `type`, `np`, hooks, a second reference) stays with it.
+The object stays, and with it the attributes that a host attached (`i`, `f`, `type`, `np`, hooks, a second reference).
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ from yolorep.stock_norm import stock_pair
 
 
 class Form(Protocol):
-    """A deployed form. gone: the attributes of the block that are folded, or of no more use."""
+    """A deployed form. gone: attributes of the block that are folded or no longer needed."""
 
     @property
     def gone(self) -> tuple[str, ...]: ...
 
     def prepare(self, block: nn.Module, kernel: Kernel) -> Any:
-        """The layers that the block will have, in its dtype and on its device; the block is not changed.
+        """Return the new layers in the block's dtype and on its device; do not change the block.
 
         Raises:
             FoldError: a value does not fit the dtype.
         """
 
     def commit_(self, block: nn.Module, prepared: Any) -> None:
-        """Put what was prepared in the place of the branches."""
+        """Replace the branches by the prepared layers."""
 
 
 @dataclass(frozen=True)
 class Slot:
-    """The project's own deployed form: the convolution as attribute `name`, which the block's forward looks for.
+    """The project's deployed form: the convolution as attribute `name`, which the block's forward looks for.
 
-    marks: attributes by which the block also tells that it is deployed. emptied: layers after the sum that were folded
-    too, and that the block's forward goes on calling. before_act: layers after the sum that its forward forgets once it
-    is deployed, and that go in front of the activation.
+    marks: attributes that also mark the block as deployed. emptied: layers after the sum that are folded too, but that
+    the forward still calls. before_act: layers after the sum that the deployed forward skips; they move in front of the
+    activation.
     """
 
     name: str
@@ -69,9 +69,9 @@ class Slot:
 
 @dataclass(frozen=True)
 class Stock:
-    """The project's convolution + batch norm + activation layer, of which the branch `like` is one.
+    """The project's convolution + batch norm + activation layer, the class of the branch `like`.
 
-    It can be fused, trained and loaded as any such layer; a folded block of the project's own could not be trained.
+    It can be fused, trained and loaded like any such layer.
     """
 
     like: str
@@ -97,7 +97,7 @@ class Stock:
 
 @dataclass(frozen=True)
 class Alone:
-    """Where the project has a plain convolution take the block's place: a sequence of that one layer."""
+    """A sequence of one convolution, for projects that replace the block by a plain convolution."""
 
     gone: tuple[str, ...]
 
@@ -111,7 +111,7 @@ class Alone:
 
 
 def _weight(block: nn.Module) -> Tensor:
-    """The weight whose dtype, device and memory format the folded convolution takes: the largest."""
+    """Return the weight whose dtype, device and memory format the folded convolution takes: the largest."""
     return max((p for p in block.parameters() if p.dim() == 4), key=Tensor.numel)
 
 

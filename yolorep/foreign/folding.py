@@ -1,4 +1,4 @@
-"""Find the foreign blocks of a model and fold them: all is computed and proven before anything is replaced."""
+"""Find the foreign blocks of a model and fold them; compute and prove everything before replacing anything."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ KINDS: tuple[Kind, ...] = (*BLOCKS, ImplicitHead())
 
 @dataclass(frozen=True)
 class Folded:
-    """A foreign block, and what puts its fold in place."""
+    """A foreign block and the function that commits its fold."""
 
     name: str
     block: nn.Module
@@ -28,18 +28,18 @@ class Folded:
 
 
 def foreign_blocks(model: nn.Module, leave: Iterable[nn.Module] = ()) -> list[tuple[str, nn.Module]]:
-    """Blocks of other projects in `model` that are not deployed, by name; of nested ones the outermost known.
+    """Return the undeployed blocks of other projects in `model` by name; of nested ones the outermost known.
 
-    leave: blocks that are not meant.
+    leave: blocks to pass over.
     """
     return [(name, block) for name, block, _ in _found("", model, set(map(id, leave)))]
 
 
 def folded(model: nn.Module, leave: Iterable[nn.Module] = ()) -> list[Folded]:
-    """The folds of the foreign blocks in `model`; nothing is changed until they are committed.
+    """Return the folds of the foreign blocks in `model`; nothing changes until they are committed.
 
-    A block that does not fold, or would not compute the same, is left out, with a warning that says why.
-    leave: blocks that are left out without one.
+    A block that does not fold, or would not compute the same, is left out with a warning that gives the reason.
+    leave: blocks that are left out without a warning.
 
     Raises:
         FoldError: a block is in training mode.
@@ -56,7 +56,7 @@ def folded(model: nn.Module, leave: Iterable[nn.Module] = ()) -> list[Folded]:
 
 
 def _found(path: str, module: nn.Module, seen: set[int]) -> Iterator[tuple[str, nn.Module, Kind | OwnFold]]:
-    """Each block by its path, with its declaration, or with its own fold where there is none."""
+    """Yield each block with its path and its declaration, or its own fold if it has no declaration."""
     if id(module) in seen:
         return
     seen.add(id(module))

@@ -20,11 +20,11 @@ SIDE = 4
 
 @dataclass(frozen=True)
 class ImplicitHead:
-    """m(x + a) * b becomes one convolution, in the place of m.
+    """Folds m(x + a) * b into one convolution in place of m.
 
-    The implicit layers stay and become neutral: the head's own `forward`, its `fuseforward`, which leaves them out, and
-    its own `fuse`, which folds them once more, are then all right. The auxiliary convolutions `m2` of `IAuxDetect`, for
-    the loss alone, stay too; `fuseforward` does not run them.
+    The implicit layers stay and become neutral, so that the head's `forward`, its `fuseforward`, which skips them,
+    and its `fuse`, which folds them again, all stay correct. The auxiliary convolutions `m2` of `IAuxDetect`, for the
+    loss alone, stay; `fuseforward` does not run them.
     """
 
     names: tuple[str, ...] = ("IDetect", "IAuxDetect")
@@ -40,7 +40,7 @@ class ImplicitHead:
         return any(not has_values(a) or bool((a != 0).any()) or bool((b != 1).any()) for a, b in layers)
 
     def folds(self, head: Any) -> list[Kernel]:
-        """One kernel a scale. Raises FoldError: a scale is not one."""
+        """Return one kernel per scale. Raises FoldError if a scale does not fold."""
         scales = zip(head.ia, head.m, head.im, strict=True)
         try:
             return [kernel_of(sequence({"ia": a, "m": conv, "im": b})) for a, conv, b in scales]
@@ -48,14 +48,14 @@ class ImplicitHead:
             raise FoldError(f"it is not the head known by that name: {error}") from None
 
     def inputs(self, head: Any, kernels: list[Kernel]) -> Iterator[list[Tensor]]:
-        """One list of noise: an input a scale, then one for each auxiliary output, if the head has any."""
+        """Yield one list of noise: an input per scale, then one for each auxiliary output."""
         random = torch.Generator().manual_seed(0)
         auxiliary: Any = getattr(head, "m2", ())
         channels = [kernel.in_channels for kernel in kernels] + [conv.in_channels for conv in auxiliary]
         yield [torch.randn(1, c, SIDE, SIDE, generator=random, dtype=torch.float64) for c in channels]
 
     def run(self, head: Any, x: list[Tensor]) -> Any:
-        """The outputs before they are decoded to boxes, for which a head that was never built has no strides."""
+        """Return the outputs before decoding, for which a head without a built model has no strides."""
         head.training = True
         return head(list(x))[: len(head.m)]
 

@@ -1,7 +1,7 @@
-"""Linear layers of other projects, written in torch's and yolorep's own, which is all that the fold has to know.
+"""Write linear layers of other projects as layers of torch and yolorep, which the fold knows.
 
-What is written here shares its tensors with the layer that it stands for and is read, never run or trained. A class
-that only happens to have a known name does no harm: each fold is checked on noise before it replaces anything.
+The written layers share their tensors with the originals and are only read. A class that happens to have a known name
+does no harm: each fold is checked on noise before it replaces anything.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CONV_PARTS = ("conv", "bn", "aa", "act", "nonlinear")
 
 
 def layer(*names: str) -> Callable[[Callable[[Any], nn.Module]], Callable[[Any], nn.Module]]:
-    """Declare how the layers of these class names are written."""
+    """Register a function that writes the layers of these class names."""
 
     def register(written: Callable[[Any], nn.Module]) -> Callable[[Any], nn.Module]:
         LAYERS.update(dict.fromkeys(names, written))
@@ -35,7 +35,7 @@ def layer(*names: str) -> Callable[[Callable[[Any], nn.Module]], Callable[[Any],
 
 
 def linear(module: nn.Module) -> nn.Module:
-    """`module` in layers that `kernel_of` knows; a layer that is no other project's is itself.
+    """Return `module` as layers that `kernel_of` knows; layers of torch and yolorep unchanged.
 
     Raises:
         FoldError: it has the name of a known layer but not its attributes.
@@ -52,12 +52,12 @@ def linear(module: nn.Module) -> nn.Module:
 
 
 def sequence(layers: Mapping[str, nn.Module]) -> nn.Sequential:
-    """The named layers one after the other, each written as `linear` writes it."""
+    """Return the named layers one after the other, each written by `linear`."""
     return nn.Sequential(OrderedDict(written(layers)))
 
 
 def written(layers: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
-    """Each layer as `linear` writes it; an error is told under the layer's name."""
+    """Return each layer as `linear` writes it; errors name the layer."""
     result = {}
     for name, module in layers.items():
         try:
@@ -68,7 +68,7 @@ def written(layers: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
 
 
 def convolution(weight: Tensor, bias: Tensor | None = None, **geometry: Any) -> nn.Conv2d:
-    """A convolution with the given weight, (out, in // groups, kh, kw), and geometry."""
+    """Return a convolution with the given weight, (out, in // groups, kh, kw), and geometry."""
     out, per_group, height, width = weight.shape
     channels = per_group * geometry.get("groups", 1), out
     conv = nn.Conv2d(*channels, (height, width), bias=bias is not None, device="meta", **geometry)
@@ -78,18 +78,18 @@ def convolution(weight: Tensor, bias: Tensor | None = None, **geometry: Any) -> 
 
 
 def gains(values: Tensor, bias: Tensor | None = None) -> nn.Conv2d:
-    """y = values * x + bias, one of each a channel."""
+    """Return y = values * x + bias, one value per channel."""
     return convolution(values.reshape(-1, 1, 1, 1), None if bias is None else bias.flatten(), groups=values.numel())
 
 
 def geometry(module: Any) -> dict[str, Any]:
-    """The arguments of a convolution that a module keeps as attributes of the same names."""
+    """Return the convolution arguments that a module keeps as attributes of the same names."""
     return {name: getattr(module, name) for name in ("stride", "padding", "dilation", "groups")}
 
 
 @layer("Conv", "DWConv", "ConvModule", "ConvBN", "ConvNormAct", "ConvBnAct")
 def _conv_norm(module: Any) -> nn.Module:
-    """Convolution, batch norm, and whatever follows, which folds if it is an identity."""
+    """A convolution, its batch norm and any layers after them, which must be identities to fold."""
     children = dict(module.named_children())
     unknown = children.keys() - set(CONV_PARTS)
     if unknown:
@@ -99,7 +99,7 @@ def _conv_norm(module: Any) -> nn.Module:
 
 @layer("BatchNormAct2d")
 def _norm_act(module: Any) -> nn.Module:
-    """timm's batch norm, drop and activation in one."""
+    """timm's layer of batch norm, drop and activation."""
     norm = copy(module)
     norm.__class__ = nn.BatchNorm2d
     return sequence({"norm": norm, "drop": module.drop, "act": module.act})
@@ -113,13 +113,13 @@ def _norm_and_pad(module: Any) -> nn.Module:
 
 @layer("IdentityBasedConv1x1")
 def _identity_based(module: Any) -> nn.Module:
-    """A 1x1 convolution of the Diverse Branch Block that is learned as a difference from the identity."""
+    """The Diverse Branch Block's 1x1 convolution, learned as a difference from the identity."""
     return convolution(module.weight + module.id_tensor.to(module.weight), groups=module.groups)
 
 
 @layer("OREPA_3x3_RepConv", "OREPA_3x3_RepVGG")
 def _generated(module: Any) -> nn.Module:
-    """OREPA: one convolution, whose weight the module makes of its parameters, and one batch norm."""
+    """OREPA: one convolution with a weight that the module generates from its parameters, and one batch norm."""
     conv = convolution(module.weight_gen(), **geometry(module))
     return sequence({"conv": conv, "bn": module.bn, "nonlinear": module.nonlinear})
 

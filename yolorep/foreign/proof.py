@@ -1,4 +1,4 @@
-"""A declared block's fold, proven on noise: a copy of the block that has it must compute what the block computes."""
+"""Prove the fold of a declared block on noise: a folded copy must compute what the block computes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TOLERANCE = 1e-9  # in float64, relative to the block's largest output
 
 
 def proven(block: nn.Module, kind: Kind) -> Any:
-    """What `kind` prepares for the block, which is not changed; a block without values (meta) goes unproven.
+    """Return what `kind` prepares for the block, which is not changed; a block without values (meta) is not checked.
 
     Raises:
         FoldError: the block does not fold, cannot be run, or would compute something else.
@@ -44,15 +44,17 @@ def proven(block: nn.Module, kind: Kind) -> Any:
 
 
 def folded_layers(block: nn.Module, kind: Kind) -> Iterator[tuple[str, nn.Module]]:
-    """The layers that the fold of a block takes away, by name."""
+    """Yield the layers that the fold of a block removes, by name."""
     for name, layer in block.named_modules():
         if name.split(".")[0] in kind.gone:
             yield name, layer
 
 
 def check_unhooked(layers: Iterable[tuple[str, nn.Module]]) -> None:
-    """Raises:
-    FoldError: one of the named layers, which a fold takes away, has forward hooks.
+    """Check that no layer that a fold removes has forward hooks.
+
+    Raises:
+        FoldError: one has.
     """
     for name, layer in layers:
         if layer._forward_hooks or layer._forward_pre_hooks:
@@ -61,7 +63,7 @@ def check_unhooked(layers: Iterable[tuple[str, nn.Module]]) -> None:
 
 @torch.no_grad()
 def run(kind: Kind, block: nn.Module, x: Any) -> Any:
-    """The block's outputs on a copy of `x`, which it may change."""
+    """Return the block's outputs for a copy of `x`, which it may change."""
     return kind.run(block, deepcopy(x))
 
 
@@ -79,10 +81,10 @@ def relative_error(before: Any, after: Any) -> float:
 
 
 def without_hooks(block: nn.Module) -> nn.Module:
-    """A copy whose layers call nothing of anyone else's, in evaluation mode.
+    """Return a copy without hooks, in eval mode.
 
     Raises:
-        FoldError: the block keeps a tensor of the last step, for one, which torch does not copy.
+        FoldError: torch cannot copy the block, for example because it keeps a tensor of the last step.
     """
     try:
         copy = deepcopy(block)
@@ -96,7 +98,7 @@ def without_hooks(block: nn.Module) -> nn.Module:
 
 
 def _exact_copy(block: nn.Module) -> nn.Module:
-    """The block in float64, on the CPU, which every machine has both of."""
+    """Return a copy in float64 on the CPU, which every machine supports."""
     return without_hooks(block).cpu().double()
 
 

@@ -1,4 +1,4 @@
-"""Blocks that no declaration knows, folded by their own method, if what that does is the same on noise."""
+"""Fold blocks without a declaration by their own method, if the result is equal on noise."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ BATCH, SIDE = 2, 17
 
 
 def own_method(block: nn.Module) -> str | None:
-    """The name of the method by which a block folds itself, if it has one."""
+    """Return the name of a block's folding method, if it has one."""
     return next((name for name in METHODS if callable(getattr(type(block), name, None))), None)
 
 
 class OwnFold:
-    """The fold of a block by its own method, which is called once on a copy, to be judged, and once in earnest."""
+    """The fold of a block by its own method, which is called on a copy for the check and then on the block."""
 
     def __init__(self, block: nn.Module) -> None:
         self.block = self.copy = block
@@ -35,13 +35,15 @@ class OwnFold:
 
     @property
     def changes(self) -> bool:
-        """Whether the method changes anything; one that fails is taken to be one that would."""
+        """Whether the method changes anything; a method that fails counts as one that would."""
         return self.error is not None or self.copy.state_dict().keys() != self.block.state_dict().keys()
 
     @torch.no_grad()
     def check(self) -> None:
-        """Raises:
-        FoldError: the method fails on the copy, or has made it compute something else, or a layer inside is hooked.
+        """Check that the folded copy computes what the block computes.
+
+        Raises:
+            FoldError: the method fails, changes the function, or would drop hooks.
         """
         if self.error is not None:
             raise self.error

@@ -1,4 +1,4 @@
-"""Two checkpoints on real images: what they answer, and the figures of the host's own validation."""
+"""Compare two checkpoints on real images: their predictions, and the figures of the host's own validation."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ REFUSALS = (AssertionError, OSError, RuntimeError, SyntaxError, TypeError, Value
 
 
 class Evaluator(Protocol):
-    """A checkpoint run by its host as it is stored: nothing is folded or fused on the way.
+    """A checkpoint that its host runs as stored, without folding or fusing.
 
-    task: as ultralytics names it. imgsz: pixels.
+    task: by ultralytics' name. imgsz: pixels.
     """
 
     path: Path
@@ -29,22 +29,24 @@ class Evaluator(Protocol):
     imgsz: int
 
     def answer(self, image: Path) -> Answer:
-        """What it says of an image file, by the host's own preprocessing and, where there is one, NMS."""
+        """Return the predictions for an image file, by the host's own preprocessing and NMS."""
 
     def figures(self, data: Path) -> dict[str, float]:
-        """The figures of the task by the host's own validation, one image at a time, such as mAP50.
+        """Return the figures of the task by the host's own validation at batch 1, such as mAP50.
 
-        One at a time because the NMS of both hosts gives up on the rest of a batch after a time limit, which a busy
-        machine reaches; the clock is looked at after an image, so that the first is always complete.
+        At batch 1 because the NMS of both hosts drops the rest of a batch after a time limit, which a busy machine
+        reaches.
         """
 
 
 def evaluator(checkpoint: Path, *, imgsz: int | None = None, repo: Path | None = None) -> Evaluator:
-    """imgsz: pixels; by default 640, and 224 for a classifier. repo: the tree for a checkpoint of YOLOv5.
+    """Return the evaluator of a checkpoint.
+
+    imgsz: pixels; by default 640, and 224 for a classifier. repo: the tree of a YOLOv5 checkpoint.
 
     Raises:
-        CheckpointError, HostError: the checkpoint or its host is not there.
-        VerifyError: its task has no results that can be compared.
+        CheckpointError, HostError: the checkpoint or its host is missing.
+        VerifyError: predictions of its task cannot be compared.
     """
     if host_of(checkpoint) == "ultralytics":
         return UltralyticsEvaluator(checkpoint, imgsz)
@@ -88,10 +90,10 @@ def exported_figures(
 
 
 def compare_images(before: Evaluator, after: Evaluator, images: Path) -> ResultReport:
-    """Have both answer for every image. images: a file or a folder.
+    """Compare the predictions for every image. images: a file or a folder.
 
     Raises:
-        VerifyError: no image there, one that the host cannot read, or two tasks or numbers of classes.
+        VerifyError: no images, one that the host cannot read, or two tasks or numbers of classes.
     """
     if before.task != after.task:
         raise VerifyError(f"{before.path} is of task {before.task}, {after.path} of {after.task}")
@@ -108,7 +110,7 @@ def _answer(checkpoint: Evaluator, image: Path) -> Answer:
 
 
 def figures(checkpoint: Evaluator, data: Path) -> dict[str, float]:
-    """The host's own figures on a data set. data: its YAML, or a classifier's folder.
+    """Return the host's own figures on a data set. data: its YAML, or a classifier's folder.
 
     Raises:
         VerifyError: no such file or folder, or the host cannot validate with it.
@@ -126,13 +128,15 @@ def figures(checkpoint: Evaluator, data: Path) -> dict[str, float]:
 
 
 def same_figure(before: float, after: float) -> bool:
-    """Whether two values of one figure are equal as far as folding promises."""
+    """Return whether two values of one figure are equal within the tolerance of folding."""
     return abs(before - after) <= FIGURE_TOLERANCE * max(1.0, abs(before))
 
 
 def image_files(images: Path) -> list[Path]:
-    """Raises:
-    VerifyError: `images` is neither an image nor a folder with images.
+    """Return the image files at a path.
+
+    Raises:
+        VerifyError: `images` is neither an image nor a folder with images.
     """
     found = [images] if is_file(images) else sorted(p for p in images.rglob("*") if p.suffix.lower() in IMAGES)
     if not found:

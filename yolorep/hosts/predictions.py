@@ -1,4 +1,4 @@
-"""What a model says of an image, task by task, and when two models say the same."""
+"""A model's predictions for an image, task by task, and when two models predict the same."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LEAST_AREA = 100  # pixels; in a smaller mask, one that lies on the threshold wo
 
 @dataclass(frozen=True)
 class Part:
-    """One part of what is said. difference: of two values; up to `tolerance` they are the same. unit: of both."""
+    """One field of a prediction. difference: of two values; up to `tolerance` they are equal. unit: of both."""
 
     name: str
     difference: Callable[[Tensor, Tensor], float]
@@ -32,10 +32,10 @@ class Part:
     unit: str = ""
 
     def of(self, a: Answer, i: int, b: Answer, j: int) -> float:
-        """The difference between thing `i` of one answer and thing `j` of the other.
+        """Return the difference between prediction `i` of one model and prediction `j` of the other.
 
         Raises:
-            VerifyError: the two are of different shapes.
+            VerifyError: the two have different shapes.
         """
         x, y = a[self.name][i], b[self.name][j]
         if x.shape != y.shape:
@@ -46,10 +46,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Task:
-    """How the answers to one image are compared.
+    """How the predictions for one image are compared.
 
-    nouns: what is counted, in plural. paired: parts by which a thing is known again in the other answer; none where
-    there is one thing an image. judged: parts that must then be the same too. pixels: the usual size of its images.
+    nouns: the predictions, in plural. paired: fields that match a prediction with one of the other model; empty if an
+    image has one prediction. judged: fields that must then be equal too. pixels: the usual image size.
     """
 
     nouns: str
@@ -64,9 +64,9 @@ class Task:
 
 @dataclass(frozen=True)
 class ResultReport:
-    """Answers of two models to the same images.
+    """Predictions of two models for the same images.
 
-    found: things that the first of them says. differing: those changed, gone or new. largest: by part, of any pair.
+    found: predictions of the first model. differing: those changed, gone or new. largest: difference by field.
     """
 
     task: Task
@@ -89,10 +89,10 @@ class ResultReport:
 
 
 def compare(task: Task, answers: Iterable[tuple[Answer, Answer]]) -> ResultReport:
-    """Compare the answers of two models, image by image.
+    """Compare the predictions of two models, image by image.
 
     Raises:
-        VerifyError: a part of them has different shapes.
+        VerifyError: a field has different shapes.
     """
     images, found, differing = 0, 0, 0
     largest = {part.name: 0.0 for part in task.parts}
@@ -111,7 +111,7 @@ def compare(task: Task, answers: Iterable[tuple[Answer, Answer]]) -> ResultRepor
 
 
 def pairs(task: Task, a: Answer, b: Answer) -> list[tuple[int, int]]:
-    """Indices of the same thing in two answers; each thing at most once."""
+    """Return the indices of equal predictions of two models; each prediction at most once."""
     free, result = list(range(_count(b))), []
     for i in range(_count(a)):
         for j in free:
@@ -131,12 +131,12 @@ def _unequal(a: Tensor, b: Tensor) -> float:
 
 
 def _turned(a: Tensor, b: Tensor) -> float:
-    """How far corners (4, 2) moved: a rotated box has no first corner, so that of the four ways to count is meant."""
+    """Return how far corners (4, 2) moved: the least of four orders, since a rotated box has no first corner."""
     return min(largest_difference(a, b.roll(first, 0)) for first in range(4))
 
 
 def _outside(a: Tensor, b: Tensor) -> float:
-    """The share of two masks (height, width) that only one of them covers: 1 - IoU."""
+    """Return the share of two masks (height, width) that only one of them covers: 1 - IoU."""
     a, b = a > 0, b > 0
     return float((a ^ b).sum() / (a | b).sum().clamp_min(LEAST_AREA))
 
@@ -163,8 +163,10 @@ TASKS: dict[str, Task] = {
 
 
 def task_of(name: Any) -> Task:
-    """Raises:
-    VerifyError: results of that task cannot be compared.
+    """Return the task of this name.
+
+    Raises:
+        VerifyError: its predictions cannot be compared.
     """
     if name in TASKS:
         return TASKS[name]

@@ -25,20 +25,20 @@ NAMES = ("rep", *OF_REP, model_yaml.EQUIVALENT_L2)
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """policy: None leaves the model's blocks as they are. equivalent_l2: None leaves it as the model has it."""
+    """policy: None keeps the model's blocks. equivalent_l2: None keeps the model's setting."""
 
     policy: Policy | None = None
     equivalent_l2: bool | None = None
 
     def __bool__(self) -> bool:
-        """Whether anything is asked for."""
+        """Return whether any option is given."""
         return self.policy is not None or self.equivalent_l2 is not None
 
     def written(self, d: Mapping[str, Any], host: Host) -> dict[str, Any]:
-        """The model dictionary with what is asked for written in.
+        """Return the model dictionary with the options written into it.
 
         Raises:
-            UsageError: it has other rep blocks already.
+            UsageError: it requests other rep blocks already.
         """
         result = dict(d)
         if self.policy is not None and self.expands(result, host):
@@ -48,10 +48,10 @@ class TrainOptions:
         return result
 
     def expands(self, d: dict[str, Any], host: Host) -> bool:
-        """Whether a model of this dictionary is to be expanded: not if it has just these blocks already.
+        """Return whether a model of this dictionary has to be expanded: not if it requests the same blocks already.
 
         Raises:
-            UsageError: it has others.
+            UsageError: it requests other blocks.
         """
         known = model_yaml.plan(d, host, checked=False)
         if self.policy is None or known.policy == self.policy:
@@ -69,7 +69,7 @@ class TrainOptions:
 
 
 def read(given: Mapping[str, Any]) -> TrainOptions:
-    """The options among `NAMES`, as Python values.
+    """Return the options among `NAMES`, from Python values.
 
     Raises:
         BlockError: an unknown block, identity or key.
@@ -92,10 +92,10 @@ def read(given: Mapping[str, Any]) -> TrainOptions:
 
 
 def from_pairs(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
-    """Take ours out of ultralytics' ARG=VALUE arguments: what is left for it, and ours as Python values.
+    """Split ultralytics' ARG=VALUE arguments into the host's arguments and yolorep's options, as Python values.
 
     Raises:
-        UsageError: a value is missing, or is not YAML where it begins as a YAML list or mapping.
+        UsageError: a value is missing, or begins like a YAML list or mapping and is not YAML.
     """
     theirs, ours = [], {}
     for argument in arguments:
@@ -108,7 +108,7 @@ def from_pairs(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
 
 
 def from_flags(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
-    """Take ours out of the `--name value` arguments of a YOLOv5 script: what is left for it, and ours as `from_pairs`.
+    """Split the `--name value` arguments of a YOLOv5 script into the script's arguments and yolorep's options.
 
     Raises:
         UsageError: as `from_pairs`.
@@ -122,7 +122,7 @@ def from_flags(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
 
 
 def _value(name: str, text: str) -> Any:
-    """A list or a mapping by YAML; otherwise true, false, a layer's index, or the text itself."""
+    """Parse a list or a mapping as YAML; else return true, false, a layer index or the text."""
     text = text.strip()
     if not text:
         raise UsageError(f"{name} has no value; accepted: rep=BLOCK, as in rep=repvgg")

@@ -1,4 +1,4 @@
-"""A model built by ultralytics from a YAML, for commands that need one without training it."""
+"""Build a model of ultralytics from a YAML, for commands that do not train it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from yolorep.hosts.offline import go_offline
 
 
 def build(what: str, classes: int | None = None) -> nn.Module:
-    """ultralytics' model of a YAML, by file name or path. classes: build a classifier, of so many.
+    """Return ultralytics' model of a YAML, by file name or path. classes: build a classifier with so many classes.
 
     Raises:
         UsageError: no such YAML.
-        BlockError, HostError: it is one, but cannot be built.
+        BlockError, HostError: the YAML cannot be built.
     """
     go_offline()
     from ultralytics import RTDETR, YOLO
@@ -41,7 +41,7 @@ def build(what: str, classes: int | None = None) -> nn.Module:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """The hosts' log lines below a warning are held back."""
+    """Hold back the hosts' log lines below a warning."""
     before = logging.root.manager.disable
     logging.disable(logging.INFO)
     try:

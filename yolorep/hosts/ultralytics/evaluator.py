@@ -1,4 +1,4 @@
-"""Checkpoints of ultralytics on images and data sets, by its own predictors and validators."""
+"""Run checkpoints of ultralytics on images and data sets, by its own predictors and validators."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Stand-ins for what YOLOv5 trees of 2022 and 2023 use and the libraries of today no longer have.
+"""Stand-ins for functions that YOLOv5 trees of 2020 to 2023 use and current libraries no longer have.
 
-Each one is put in place only where the real thing is missing, for the whole process. The tree itself is not edited.
+Each is installed only if the original is missing, for the whole process. The tree is not edited.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ ATTRIBUTES: tuple[tuple[str, str, Callable[[Any], Any]], ...] = (
 
 
 def make_runnable(repo: Path | None = None) -> Path:
-    """Make a YOLOv5 tree importable in this process, whatever its age, and keep it off the network; return its folder.
+    """Make a YOLOv5 tree of any supported age importable in this process; return its folder.
 
     repo: the tree; by default the one in use, then the working directory, then the published `yolov5` package.
 
@@ -56,10 +56,10 @@ def make_runnable(repo: Path | None = None) -> Path:
 
 
 def tree_modules(repo: Path | None, *names: str) -> list[ModuleType]:
-    """Modules of a YOLOv5 tree, by the names that they have in a checkout; the tree is made runnable first.
+    """Return modules of a YOLOv5 tree by their names in a checkout; the tree is made runnable first.
 
     Raises:
-        HostError: there is no such tree, another one is already imported, or it needs a module that is not here.
+        HostError: there is no such tree, another one is already imported, or a module that it needs is missing.
     """
     tree = make_runnable(repo)
     if not (tree / "utils" / "dataloaders.py").is_file():
@@ -72,7 +72,7 @@ def tree_modules(repo: Path | None, *names: str) -> list[ModuleType]:
 
 
 def stand_in() -> None:
-    """Put every stand-in in place whose real thing is missing."""
+    """Install every stand-in whose original is missing."""
     for variable, value in ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
     for place, name, make in ATTRIBUTES:
@@ -88,25 +88,25 @@ def stand_in() -> None:
 
 
 def _openvino_runtime(openvino: ModuleType) -> None:
-    """Name `openvino` as `openvino.runtime` too, which is gone in OpenVINO 2026; trees load OpenVINO models with it."""
+    """Alias `openvino.runtime`, removed in OpenVINO 2026, which trees load OpenVINO models with."""
     if find_spec("openvino.runtime") is None:
         sys.modules.setdefault("openvino.runtime", openvino)
 
 
 def _getsize(font: Any, text: str) -> tuple[int, int]:
-    """Width and height of `text` in pixels, from the origin."""
+    """Return width and height of `text` in pixels."""
     return font.getbbox(text)[2:]
 
 
 def _pkg_resources() -> dict[str, Any]:
-    """Gone in setuptools 82. The trees compare versions with it."""
+    """Removed in setuptools 82. The trees compare versions with it."""
     from packaging.version import parse
 
     return {"parse_version": parse}
 
 
 def _ipython() -> dict[str, Any]:
-    """v7.0 imports it without being in a notebook; matplotlib asks the version of an IPython that is imported."""
+    """v7.0 imports IPython outside notebooks too; matplotlib asks an imported IPython for its version."""
     return {"get_ipython": lambda: None, "version_info": (9, 0), "display": sys.modules.get("IPython.display")}
 
 
@@ -115,7 +115,7 @@ def _ipython_display() -> dict[str, Any]:
 
 
 def _git() -> dict[str, Any]:
-    """v7.0 notes the commit of its own folder in checkpoints; without gitpython it is noted as unknown."""
+    """v7.0 records the commit of its folder in checkpoints; without gitpython the commit is recorded as unknown."""
 
     class InvalidGitRepositoryError(Exception):
         pass

@@ -1,4 +1,4 @@
-"""Checkpoints of a YOLOv5 tree on images and data sets, by the tree's own preprocessing, NMS and `val.py`."""
+"""Run checkpoints of a YOLOv5 tree on images and data sets, by the tree's own preprocessing, NMS and `val.py`."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Yolov5Evaluator:
         return figures_of(self.path, self.task, data, self.imgsz, self.repo)
 
     def read(self, image: Path, **options: Any) -> tuple[Tensor, tuple[int, ...]]:
-        """An image as the network takes it, (1, 3, height, width), and the shape of the file's, (height, width, 3)."""
+        """Return an image as the network takes it, (1, 3, height, width), and the file's shape, (height, width, 3)."""
         (dataloaders,) = tree_modules(self.repo, "utils.dataloaders")
         images = dataloaders.LoadImages(str(image), img_size=self.imgsz, stride=self.model.stride, **options)
         _, pixels, original, *_ = next(iter(images))
@@ -66,7 +66,7 @@ def _boxes(it: Yolov5Evaluator, image: Path) -> Answer:
 
 
 def _found(it: Yolov5Evaluator, raw: Raw, x: Tensor, shape: tuple[int, ...], masks: int = 0) -> tuple[Answer, Tensor]:
-    """Boxes after NMS in pixels of the file, and as the network gives them: (n, 6 + masks), in pixels of `x`."""
+    """Return boxes after NMS in pixels of the file, and the rows of the network for them, (n, 6 + masks)."""
     (general,) = tree_modules(it.repo, "utils.general")
     found: Tensor = general.non_max_suppression(raw, nm=masks)[0] if masks else general.non_max_suppression(raw)[0]
     scale = getattr(general, "scale_boxes", None) or general.scale_coords  # before v7.0
@@ -94,7 +94,7 @@ def _probabilities(it: Yolov5Evaluator, image: Path) -> Answer:
 
 @dataclass(frozen=True)
 class How:
-    """How a tree runs one task. figures: by name, where they are in what its `val.run` returns. options: of that."""
+    """How a tree runs one task. figures: index in the result of `val.run`, by name. options: of `val.run`."""
 
     answer: Callable[[Yolov5Evaluator, Path], Answer]
     script: str

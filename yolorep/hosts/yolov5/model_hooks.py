@@ -27,7 +27,7 @@ def attach(yolo: ModuleType) -> Hooks:
     """Hook an imported `models.yolo`; in another project's module of that name only `fuse` (`hosts.other_trees`).
 
     Raises:
-        HostError: it is a YOLOv5 tree of a shape that the hooks do not know.
+        HostError: a YOLOv5 tree with functions that the hooks do not know.
     """
     marked = any(hasattr(yolo, mark) for mark in MARKS)
     hooks = Hooks() if marked and hasattr(yolo, "parse_model") else other_trees.attach(yolo)
@@ -51,12 +51,12 @@ def attach(yolo: ModuleType) -> Hooks:
 
 
 def _fuses(yolo: ModuleType) -> Any:
-    """The class that has `fuse`: `BaseModel` since v6.2, `Model` before."""
+    """Return the class that has `fuse`: `BaseModel` since v6.2, `Model` before."""
     return getattr(yolo, "BaseModel", None) or getattr(yolo, "Model", None)
 
 
 def _unknown(yolo: ModuleType) -> str:
-    """What the hooks do not know about a `models.yolo`; empty where they know it all."""
+    """Return what the hooks do not know about a `models.yolo`; empty if they know all of it."""
     where = getattr(yolo, "__file__", None) or yolo.__name__
     if not hasattr(yolo, "Conv"):
         return f"{where} has no Conv"
@@ -79,10 +79,10 @@ def _fuse(yolo: ModuleType, original: Any, model: nn.Module, *args: Any, **kwarg
 
 
 def _fuse_twins(yolo: ModuleType, original: Any, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """`fuse` of a tree, for layers of its twin too.
+    """Rebase the layers of a checkpoint so that a tree's `fuse()` recognizes them, then call it.
 
-    The published package is imported under two names, `models` and `yolov5.models`, each with classes of its own. Its
-    `fuse` looks for one of the two and passes over the layers of a checkpoint that names the other.
+    The published package is imported under two names, `models` and `yolov5.models`, with two sets of classes. Its
+    `fuse` looks for one set and passes over layers of the other.
     """
     for _, layer in stock_convs(model):
         if not isinstance(layer, yolo.Conv):

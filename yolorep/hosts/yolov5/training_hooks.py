@@ -1,6 +1,6 @@
-"""Hooks for training with a YOLOv5 tree: models built and optimizers decayed as `yolorep.hosts.train_options` ask.
+"""Hooks for training with a YOLOv5 tree: build models and optimizers as `yolorep.hosts.train_options` request.
 
-Weights whose branches would be lost on the way into a model are refused.
+Weights whose branches would be lost in the transfer to a model are refused.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ REBUILD = ("train.py", "segment/train.py")  # the scripts that build the model f
 
 
 def take_options(script: str, arguments: Sequence[str]) -> list[str]:
-    """Take yolorep's options out of a script's arguments, and have the models that it builds be as they ask.
+    """Remove yolorep's options from a script's arguments and apply them to the models that the script builds.
 
     script: relative to its tree.
 
     Raises:
-        UsageError, BlockError: the script takes none, resumes, or a value is not accepted.
+        UsageError, BlockError: the script takes no such options, resumes, or a value is not accepted.
     """
     theirs, given = train_options.from_flags(arguments)
     if not given:
@@ -52,12 +52,12 @@ def take_options(script: str, arguments: Sequence[str]) -> list[str]:
 
 
 def wrap_functions(hooks: Hooks, yolo: ModuleType, *, required: bool = True) -> None:
-    """Hook what a tree's training calls, and the script's own names for it if it has them already.
+    """Hook the functions that a tree's training calls, also under the names that the script has imported them by.
 
-    required: refuse a tree without these functions; a fork may train in a way of its own.
+    required: refuse a tree without these functions; a fork may train differently.
 
     Raises:
-        HostError: a function that is required is not there; nothing is hooked.
+        HostError: a required function is missing; nothing is hooked.
     """
     owners = [(_owner(yolo, modules, name, required), name, around) for name, (modules, around) in FUNCTIONS.items()]
     for utils, name, around in owners:
