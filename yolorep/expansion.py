@@ -6,6 +6,7 @@ attached to it (`i`, `f`, `type`, `np`, hooks, a second reference to a shared la
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import replace
@@ -24,7 +25,7 @@ from yolorep.errors import BlockError, HostError
 from yolorep.host import unwrapped
 from yolorep.model_yaml import FC, ROW_KINDS, Plan
 from yolorep.policy import Policy, entries
-from yolorep.stock_layers import Select, StockConv, chosen, is_stock_conv, nothing_to_expand, stock_convs
+from yolorep.stock_layers import Select, StockConv, chosen, edited_layers, is_stock_conv, nothing_to_expand, stock_convs
 
 Model = TypeVar("Model", bound=nn.Module)
 PLAIN = "plain"
@@ -70,6 +71,7 @@ def expand(
     yaml: Any = getattr(core, "yaml", None)
     if isinstance(yaml, dict) and yaml.get("rep") is not None:
         raise HostError(f"{type(core).__name__} is already expanded, by {yaml['rep']}; deploy() it first")
+    _warn_of_edits(core)
     layers = chosen(named, select, block, identity)
     policy = Policy(block, identity, start=start)
     grow_(layers, policy, trained=True)
@@ -77,6 +79,12 @@ def expand(
         asked = tuple(name for name, _ in layers) if callable(select) else None if select is None else entries(select)
         core.yaml = {**yaml, "rep": replace(policy, select=asked).to_yaml()}  # type: ignore[assignment]
     return model
+
+
+def _warn_of_edits(model: nn.Module) -> None:
+    """Name the layers that are left alone because their class was edited."""
+    for line in edited_layers(model):
+        warnings.warn(f"left without branches: {line}", stacklevel=3)
 
 
 def grow_(layers: Iterable[tuple[str, StockConv]], policy: Policy, *, trained: bool) -> None:
@@ -121,6 +129,7 @@ def grow_planned_(layers: nn.Sequential, plan: Plan) -> None:
     Raises:
         BlockError: a row or the policy requests branches that do not fit; the message names the layer.
     """
+    _warn_of_edits(layers)
     for index, (name, policy) in plan.rows.items():
         layer, kind = layers[index], ROW_KINDS[name]
         if name == FC:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from fnmatch import fnmatchcase
-from typing import Protocol, TypeGuard
+from typing import Any, Protocol, TypeGuard
+from weakref import WeakKeyDictionary
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -15,7 +18,9 @@ from yolorep.blocks.site import Site
 from yolorep.errors import BlockError, HostError
 from yolorep.host import has_stock_class, is_own_block
 from yolorep.policy import entries
+from yolorep.precision import has_values
 
+PARTS = ("conv", "bn", "act")
 Select = str | int | Sequence[str | int] | Callable[[str, nn.Module], bool] | None
 
 
@@ -40,9 +45,67 @@ def stock_convs(model: nn.Module) -> Iterator[tuple[str, StockConv]]:
 
 
 def is_stock_conv(module: object) -> TypeGuard[StockConv]:
-    """Return whether a layer is a host's convolution + batch norm + activation, not fused."""
-    known = isinstance(module, nn.Module) and has_stock_class(module)
-    return known and isinstance(getattr(module, "bn", None), _BatchNorm)
+    """Return whether a layer is a host's convolution + batch norm + activation, not fused and not edited."""
+    if not isinstance(module, nn.Module) or not has_stock_class(module):
+        return False
+    return isinstance(getattr(module, "bn", None), _BatchNorm) and edited(module) is None
+
+
+def edited(layer: nn.Module) -> str | None:
+    """Return how a layer of a host's convolution class differs from act(bn(conv(x))); None if it does not.
+
+    People edit the class in their tree: an attention inside, another norm or operator, another forward. Branches beside
+    such a layer would drop that.
+    """
+    children = dict(layer.named_children())
+    if children.keys() != set(PARTS):
+        more = sorted(children.keys() - set(PARTS))
+        return f"it has a layer {more[0]!r}" if more else "its activation is not a layer"
+    if type(children["conv"]) is not nn.Conv2d:
+        return f"its conv is {type(children['conv']).__name__}"
+    if not isinstance(children["bn"], _BatchNorm):
+        return f"its bn is {type(children['bn']).__name__}"
+    kind = type(layer)
+    if kind not in _COMPUTES_STOCK:
+        _COMPUTES_STOCK[kind] = _computes_stock(layer)
+    return (
+        None if _COMPUTES_STOCK[kind] else f"the forward of {kind.__module__}.{kind.__name__} computes something else"
+    )
+
+
+def edited_layers(model: nn.Module) -> list[str]:
+    """Return a line for each kind of edit of stock convolutions in `model`: the layers' names and the difference."""
+    found: dict[str, list[str]] = {}
+    for name, module in model.named_modules():
+        unfused = has_stock_class(module) and hasattr(module, "bn") and not isinstance(module, Conv_C3)
+        difference = edited(module) if unfused else None
+        if difference:
+            found.setdefault(difference, []).append(name)
+    return [f"{names[0]}{_and_more(names)}: {difference}" for difference, names in found.items()]
+
+
+def _and_more(names: list[str]) -> str:
+    return f" and {len(names) - 1} more layers" if len(names) > 1 else ""
+
+
+_COMPUTES_STOCK: WeakKeyDictionary[type, bool] = WeakKeyDictionary()
+
+
+def _computes_stock(layer: nn.Module) -> bool:
+    """Return whether the layer's class computes act(bn(conv(x))), by its output on noise."""
+    if not all(has_values(tensor) for tensor in layer.state_dict().values()):
+        return True
+    parts: dict[str, Any] = {name: deepcopy(part).cpu().float().eval() for name, part in layer.named_children()}
+    copy = layer.__new__(type(layer))
+    copy.__dict__.update({**layer.__dict__, "_modules": parts})
+    reach = max(d * (k - 1) + 1 for d, k in zip(parts["conv"].dilation, parts["conv"].kernel_size, strict=True))
+    random = torch.Generator().manual_seed(0)
+    x = torch.rand(1, parts["conv"].in_channels, reach + 3, reach + 4, generator=random)
+    try:
+        with torch.no_grad():
+            return torch.equal(type(layer).forward(copy, x), parts["act"](parts["bn"](parts["conv"](x))))
+    except (RuntimeError, TypeError, ValueError, AttributeError, KeyError):  # of an edited forward
+        return False
 
 
 def rep_blocks(model: nn.Module) -> list[str]:
@@ -87,6 +150,9 @@ def nothing_to_expand(model: nn.Module) -> HostError:
     kind = type(model).__name__
     if rep_blocks(model):
         return HostError(f"{kind} is already expanded; deploy() it first")
+    changes = edited_layers(model)
+    if changes:
+        return HostError(f"{kind}: its convolutions are edited, so that none can be expanded ({changes[0]})")
     if any(has_stock_class(module) for module in model.modules()):
         return HostError(f"{kind} is fused (its layers have no batch norm); expand it before fuse()")
     return HostError(f"{kind} has no convolution layer of ultralytics or YOLOv5; accepted: a model of either")
