@@ -26,7 +26,8 @@ from yolorep.bench.record import torch_flags
 from yolorep.bench.timing import Spread, interleave
 from yolorep.bench.training import AUTOCASTS, default_autocast
 from yolorep.hosts.ultralytics.build import build
-from yolorep.stock_layers import chosen, stock_convs
+from yolorep.placement import Layout, chosen
+from yolorep.stock_layers import stock_convs
 
 STOCK, DEFAULT = "stock", "default"
 MODELS = ["yolov8n.yaml", "yolov10n.yaml", "yolo11n.yaml", "yolo12n.yaml", "yolo26n.yaml"]
@@ -77,7 +78,7 @@ def measured(what: str, options: argparse.Namespace) -> list[Kind]:
     model = build(what).to(options.device)
     x = torch.rand(options.batch, 3, options.imgsz, options.imgsz, device=options.device)
     layers = dict(stock_convs(model))
-    default = [name for name, _ in chosen([*layers.items()], None, options.block, "auto")]
+    default = [name for name, _ in chosen([*layers.items()], None, options.block, "auto", Layout.of(model, model.yaml))]
     names = kinds(model, layers) | {DEFAULT: default}
     forms = {STOCK: model} | {kind: expand(model, options.block, select=mine) for kind, mine in names.items()}
     steps = {name: step_of(form, x, AUTOCASTS[options.autocast]) for name, form in forms.items()}

@@ -116,7 +116,7 @@ def reference(model: nn.Module, form: str) -> Any:
 
 
 def outputs(nest: Any) -> list[Tensor]:
-    """Return the output tensors in order; a model in torch has further ones after those of the exported file."""
+    """Return the output tensors in order; a torch model returns more tensors after the exported file's."""
     return [torch.as_tensor(leaf) for leaf in tree_leaves(nest) if hasattr(leaf, "shape")]
 
 

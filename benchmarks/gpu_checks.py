@@ -6,8 +6,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
 from itertools import product
@@ -16,17 +15,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from benchmarks.gpu_rows import Found, Rows, Setting, SkipError, row
+from benchmarks.gpu_steps import built, check_form, images, outputs_of, train_step, with_form
 from yolorep import Conv_C3
 from yolorep.bench.cuda_graphs import captured
 from yolorep.bench.measure import LAYOUTS
 from yolorep.bench.training import COMPILED, JOINT, SEPARATE
+from yolorep.numerics import full_float32
 
 ROOT = Path(__file__).resolve().parent.parent
 PRECISIONS: dict[str, torch.dtype | None] = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
-# An error below this is rounding, whatever form has it; relative to the largest value of a tensor.
+# Relative to the largest value of a tensor; a smaller error is rounding in every form.
 FLOOR = {"float32": 2e-6, "float16": 2e-4, "bfloat16": 2e-3}
 RATIO = 3.0  # largest accepted error of a form / error of the separate form
 # name → in, out, kernel, stride, block
@@ -40,8 +40,6 @@ CASES = {
     "acb": (64, 64, 3, 1, "acb"),
 }
 TOY_CASES = ("same", "stride 2")
-TOY_MODEL, MODEL = 64, 640  # pixels
-JOINT_NODE = "NormalizedSum"  # class of the joint step's autograd function
 
 
 # Parity --------------------------------------------------------------------------------------------------------------
@@ -68,7 +66,7 @@ def _parity(setting: Setting, case: tuple[Any, ...], layout: str, precision: str
     with torch.no_grad():
         gradient = torch.randn_like(deepcopy(made)(x.float()))
     errors: dict[str, dict[str, float]] = {}
-    with exact_float32():
+    with full_float32():
         expected = _pass(with_form(made, SEPARATE, setting).double(), x.double(), gradient.double(), None)
         for form in forms:
             got = _pass(with_form(made, form, setting), x, gradient, autocast, joint=form == JOINT)
@@ -77,7 +75,7 @@ def _parity(setting: Setting, case: tuple[Any, ...], layout: str, precision: str
 
 
 def _judged(errors: dict[str, dict[str, float]], floor: float) -> Found:
-    """Compare the error of every tensor with that of the separate form."""
+    """Compare the error of every tensor with the separate form's error."""
     worst: dict[str, tuple[float, str]] = {}
     for form, found in errors.items():
         ratios = {name: error / max(errors[SEPARATE][name], floor) for name, error in found.items()}
@@ -190,7 +188,7 @@ def _synchronization(setting: Setting, form: str, made: Callable[[], tuple[nn.Mo
 
 
 def graph_capture(setting: Setting) -> Rows:
-    """Capture training steps in a CUDA graph, and compare the gradients of a replay with those of an eager step."""
+    """Capture training steps in a CUDA graph, and compare the gradients of a replay with an eager step's."""
     for form, (what, made) in product((SEPARATE, JOINT), _subjects(setting).items()):
         yield row(f"{what}, {form}", partial(_graph_capture, setting, form, made))
 
@@ -235,7 +233,7 @@ def tests(setting: Setting) -> Rows:
     """Run the project's tests that use a GPU; at toy size one test, to see that the runner works."""
     files = sorted(str(f.relative_to(ROOT)) for f in (ROOT / "tests").rglob("test_*.py") if "cuda" in f.read_text())
     if setting.toy:
-        files = ["tests/test_devices.py::test_fold_keeps_device_and_memory_format"]
+        files = ["tests/models/test_devices.py::test_fold_keeps_device_and_memory_format"]
     yield row("pytest", partial(_pytest, files, setting))
 
 
@@ -249,98 +247,3 @@ def _pytest(files: list[str], setting: Setting) -> Found:
     counts = {name: int(count) for count, name in re.findall(r"(\d+) (passed|failed|skipped|error)", lines[-1])}
     ok = done.returncode == 0 and counts.get("passed", 0) > 0
     return Found(ok, lines[-1].strip("= "), {"counts": counts, "files": files, "tail": [] if ok else lines[-60:]})
-
-
-# Shared --------------------------------------------------------------------------------------------------------------
-
-
-def with_form(module: nn.Module, form: str, setting: Setting) -> nn.Module:
-    """Return a copy whose blocks run in `form`: separate, joint or compiled."""
-    copy = deepcopy(module)
-    for block in copy.modules():
-        if isinstance(block, Conv_C3):
-            block.joint = form == JOINT
-    if form != COMPILED:
-        return copy
-    torch.compiler.reset()
-    small = isinstance(module, Conv_C3)
-    backend = "inductor" if not setting.toy else "aot_eager" if small else "eager"  # toy size: seconds, not minutes
-    return torch.compile(copy, backend=backend)  # type: ignore[return-value]
-
-
-def outputs_of(model: nn.Module, x: Tensor, setting: Setting) -> list[Tensor]:
-    """Return the differentiable outputs of a forward pass under autocast."""
-    with torch.autocast(setting.device.type, setting.half):
-        return [y for y in tree_leaves(model(x)) if isinstance(y, Tensor) and y.requires_grad]
-
-
-def check_form(y: Tensor, joint: bool) -> None:
-    """Check that the joint step ran if and only if it was asked for.
-
-    For inputs that the joint step does not support, a block runs its separate form. A check that did not notice would
-    compare the separate form with itself.
-
-    Raises:
-        RuntimeError: another form ran.
-    """
-    if runs_joint(y) != joint:
-        raise RuntimeError(f"the {JOINT if joint else SEPARATE} form was asked for, and another one ran")
-
-
-def runs_joint(y: Tensor) -> bool:
-    """Return whether the autograd graph of `y` contains the joint step."""
-    seen, todo = set(), [y.grad_fn]
-    while todo:
-        node = todo.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if JOINT_NODE in type(node).__name__:
-            return True
-        todo += [following for following, _ in node.next_functions]
-    return False
-
-
-@contextmanager
-def exact_float32() -> Iterator[None]:
-    """Switch TF32 off, which would hide differences below 1e-3."""
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
-
-
-def built(yaml: str, setting: Setting, layout: str = "channels_last") -> nn.Module:
-    """Return a model of ultralytics on the device, with the same weights every time."""
-    from yolorep.hosts.ultralytics.build import build  # here: the checks of single blocks need no host
-
-    torch.manual_seed(0)
-    return build(yaml).to(setting.device).to(memory_format=LAYOUTS[layout])  # type: ignore[call-overload]
-
-
-def images(setting: Setting, batch: int, layout: str = "channels_last") -> Tensor:
-    """Return noise as images, (batch, 3, side, side)."""
-    side = TOY_MODEL if setting.toy else MODEL
-    noise = torch.rand(1 if setting.toy else batch, 3, side, side, generator=torch.Generator().manual_seed(0))
-    return noise.to(setting.device, memory_format=LAYOUTS[layout])
-
-
-def train_step(
-    model: nn.Module,
-    x: Tensor,
-    setting: Setting,
-    optimizer: torch.optim.Optimizer | None = None,
-    scaler: torch.amp.GradScaler | None = None,
-) -> None:
-    """Run one step under autocast: forward, backward from the mean square of every output, optimizer."""
-    model.zero_grad(set_to_none=True)
-    outputs = outputs_of(model, x, setting)
-    loss = torch.stack([y.float().square().mean() for y in outputs]).sum()
-    (loss if scaler is None else scaler.scale(loss)).backward()
-    if optimizer is not None and scaler is not None:
-        scaler.step(optimizer)
-        scaler.update()
-    elif optimizer is not None:
-        optimizer.step()

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
-from benchmarks.gpu_checks import built, exact_float32, images
 from benchmarks.gpu_rows import Found, Rows, Setting, SkipError, row
+from benchmarks.gpu_steps import built, images
 from yolorep import deploy, verify
 from yolorep.errors import YolorepError
 from yolorep.hosts.predictions import TASKS, Answer, compare
+from yolorep.numerics import full_float32
 
 HALF_ERROR = 0.05  # largest accepted error of half precision, relative to the largest output
 
@@ -46,7 +47,7 @@ def _narrow(setting: Setting, dtype: torch.dtype) -> Found:
     if dtype is torch.float16 and not setting.cuda:
         raise SkipError("a CPU has no fast float16")
     rep, x = trained_(built("yolov5n-rep.yaml", setting)).eval(), images(setting, 2)
-    with torch.no_grad(), exact_float32():
+    with torch.no_grad(), full_float32():
         expected = _first(rep(x))
         errors = {
             name: _relative(expected, _first(model.to(dtype)(x.to(dtype))))
@@ -128,11 +129,11 @@ def _run(arguments: Sequence[str], expected: Path | None = None) -> Found:
 
 
 def _boxes(best: Path, deployed: Path, side: int, device: str) -> Found:
-    """Compare the boxes of the rep checkpoint, which the host fuses, with those of the deployed one, in float32."""
+    """Compare the boxes of the rep checkpoint, which the host fuses, with the deployed checkpoint's, in float32."""
     from ultralytics import YOLO
 
     found: list[list[Answer]] = []
-    with exact_float32():
+    with full_float32():
         for path in (best, deployed):
             results = YOLO(path).predict("data/images/val", imgsz=side, device=device, verbose=False, conf=0.001)
             boxes = [result.cpu().boxes for result in results]

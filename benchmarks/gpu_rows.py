@@ -39,8 +39,10 @@ class Setting:
         return torch.float16 if self.cuda else torch.bfloat16
 
     def need_cuda(self) -> None:
-        """Raises:
-        SkipError: the device is not a GPU.
+        """Check that the device is a GPU.
+
+        Raises:
+            SkipError: it is not.
         """
         if not self.cuda:
             raise SkipError("needs a CUDA device")

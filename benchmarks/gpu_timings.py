@@ -12,8 +12,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.gpu_checks import built, check_form, images, outputs_of, train_step, with_form
 from benchmarks.gpu_rows import Found, Rows, Setting, SkipError, row
+from benchmarks.gpu_steps import built, check_form, images, outputs_of, train_step, with_form
 from yolorep import Conv_C3
 from yolorep.bench.cuda_graphs import captured
 from yolorep.bench.measure import LAYOUTS, PRECISIONS

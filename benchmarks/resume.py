@@ -65,7 +65,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, recorder: Recorder) -> None:
-    """Train what is missing, and record everything.
+    """Train the runs that the record lacks, and record all of them.
 
     Raises:
         HostError: a training failed, or ended before it could be killed.

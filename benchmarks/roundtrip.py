@@ -1,6 +1,6 @@
 """Round trip of one model: expand, give the branches random values, deploy, fuse; the error of each step.
 
-Everything runs in float64, so that the errors are those of the algebra and not those of float32 summation.
+Everything runs in float64, so that the errors come from the algebra and not from float32 summation.
 """
 
 from __future__ import annotations

@@ -48,10 +48,12 @@ TABLE: dict[str, Benchmark] = {
         {"what": ["repvgg-a0.yaml"], "beside": OTHER_CLASSIFIERS, "batch": [1, 8], "imgsz": [224]},
     ),
     "training": Benchmark("training", "time and memory of a block's training step against stock"),
+    "steps": Benchmark("steps", "time and memory of a whole model's training step per block against stock"),
     "eligibility": Benchmark("eligibility", "cost of branches beside each kind of convolution"),
     "families": Benchmark("families", "every model family: expand, deploy, fuse and export"),
-    "accuracy": Benchmark("accuracy", "mAP of stock and rep with the same schedule and several seeds"),
-    "screening": Benchmark("screening", "starts and blocks from scratch, paired by seed from one initialization"),
+    "equal-latency": Benchmark("equal_latency", "a network scaled until it is, deployed, as fast as a stock one"),
+    "accuracy": Benchmark("accuracy", "mAP of stock and rep by `yolorep compare`: in pairs, with intervals"),
+    "quantize": Benchmark("quantize", "fine-tuning with 8-bit rounding against the same without, and none"),
     "resume": Benchmark("resume", "a distributed training killed and resumed against one left alone"),
     "gpu": Benchmark("gpu", "everything that needs a GPU: proofs first, then timings, in under 20 minutes"),
 }
@@ -95,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def overview() -> str:
     """Return the usage and one line per benchmark."""
-    rows = [f"  {name:12} {benchmark.question}" for name, benchmark in TABLE.items()]
+    rows = [f"  {name:13} {benchmark.question}" for name, benchmark in TABLE.items()]
     return "\n".join(["usage: python -m benchmarks NAME [options]    (NAME --help lists the options)", "", *rows])
 
 

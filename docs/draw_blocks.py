@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from docs.svg import GREY, HEIGHT, WIDTH, Drawing
 from yolorep.blocks import BNPad2d, ChannelMap, Conv_C3, Filter, Scale
+from yolorep.blocks.twin import FrozenConv2d
 
 BRANCH, DENSE = "branch_", "dense_"  # what the names of a block's layers begin with
 GAP, STEP = 16, 44  # between columns, from box to box
@@ -31,6 +32,8 @@ def layers(module: nn.Module, name: str = "") -> list[tuple[str, str]]:
     """(label, kind) of each layer of a branch, in order. name: what a fixed filter is called."""
     if isinstance(module, nn.Sequential):
         return [layer for inner in module for layer in layers(inner, name)]
+    if isinstance(module, FrozenConv2d):
+        return [(f"{_convolution(module)}, frozen", "fixed")]
     if isinstance(module, nn.Conv2d):
         return [(_convolution(module), "conv")]
     if isinstance(module, BNPad2d):

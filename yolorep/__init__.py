@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from yolorep.deployment import deploy
     from yolorep.expansion import expand
     from yolorep.folding import fold
+    from yolorep.summary import Summary, show
     from yolorep.verification import Report, verify
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "FoldError",
     "HostError",
     "Report",
+    "Summary",
     "VerifyError",
     "YolorepError",
     "__version__",
@@ -38,6 +40,7 @@ __all__ = [
     "errors",
     "expand",
     "fold",
+    "show",
     "verify",
 ]
 # Public names whose modules need torch, and those modules.
@@ -46,9 +49,11 @@ _LAZY = {
     "Bottleneck": "yolorep.blocks",
     "Conv_C3": "yolorep.blocks",
     "Report": "yolorep.verification",
+    "Summary": "yolorep.summary",
     "deploy": "yolorep.deployment",
     "expand": "yolorep.expansion",
     "fold": "yolorep.folding",
+    "show": "yolorep.summary",
     "verify": "yolorep.verification",
 }
 

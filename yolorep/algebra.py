@@ -2,8 +2,8 @@
 
 A `Kernel` is the map ``y = W * x + b`` with its geometry (stride, padding, dilation, groups). Batch normalization in
 eval mode, identity, average pooling and channel maps are kernels too. Three operations reduce every block to one
-kernel: `compose` (one map after the other, in `yolorep.composition`), `add` (maps side by side) and `over` (give a map
-that is defined for any number of channels a number of them). Every operation is exact: it raises `FoldError` if the
+kernel: `compose` (one map after the other, in `yolorep.composition`), `add` (maps side by side) and `over` (fix the
+number of channels of a map that is defined for any number). Every operation is exact: it raises `FoldError` if the
 result would differ anywhere, the border included.
 
 Along one axis the taps of a kernel read the input at the *offsets* ``t * dilation - padding`` (t = 0 .. k-1) from
@@ -156,6 +156,11 @@ def regroup(kernel: Kernel, groups: int) -> Tensor:
     return weight.reshape(kernel.out_channels, inside * per_group, *kernel.size)
 
 
+def as_pair(value: int | tuple[int, ...]) -> tuple[int, int]:
+    """Return a size of torch as (vertical, horizontal)."""
+    return (value, value) if isinstance(value, int) else (value[0], value[1])
+
+
 def pair(value: Callable[[int], int]) -> Pair:
     """Return `value` of the height's axis (0) and of the width's axis (1)."""
     return value(0), value(1)
@@ -178,7 +183,7 @@ def _taps(kernel: Kernel, axis: int, grid: tuple[int, int, int]) -> slice:
     """Return the slice of a (size, padding, dilation) grid that the taps of `kernel` lie on, along one axis."""
     _, padding, dilation = grid
     start = (padding - kernel.padding[axis]) // dilation
-    step = max(kernel.dilation[axis] // dilation, 1) if kernel.size[axis] > 1 else 1
+    step = kernel.dilation[axis] // dilation if kernel.size[axis] > 1 else 1
     return slice(start, start + step * (kernel.size[axis] - 1) + 1, step)
 
 
@@ -191,3 +196,9 @@ def _added_moments(kernels: list[Kernel]) -> Moments | None:
     if not known:
         return None
     return Moments(torch.stack([m.mean for m in known]).sum(0), torch.stack([m.var for m in known]).sum(0))
+
+
+def centre(kernel: Tensor) -> Tensor:
+    """Return the view (out, in // groups, 1, 1) of a kernel's centre tap."""
+    height, width = (size // 2 for size in kernel.shape[2:])
+    return kernel[:, :, height : height + 1, width : width + 1]

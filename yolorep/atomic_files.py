@@ -26,7 +26,7 @@ def written_whole(path: Path, mode: str = "w", *, overwrite: bool = True, **opti
 
     The content is on the disk (fsync) before the name is. What earlier writers of `path` left behind when they were
     killed is removed first. mode: "w" or "wb". overwrite: False never replaces a file, not even one that appears in
-    the meantime. options: those of `open`, such as encoding.
+    the meantime. options: arguments of `open`, such as encoding.
 
     Raises:
         FileExistsError: `path` exists and is not to be overwritten.
@@ -55,7 +55,7 @@ def written_whole(path: Path, mode: str = "w", *, overwrite: bool = True, **opti
             yield file
             file.flush()
             os.fsync(file.fileno())
-            with suppress(OSError):  # there is no file yet, or its permissions are not ours to give
+            with suppress(OSError):  # there is no file yet, or this user may not set its permissions
                 os.chmod(unfinished, path.stat().st_mode & 0o7777)
             if os.name == "nt":
                 file.close()

@@ -32,7 +32,7 @@ def compose(first: Kernel, second: Kernel) -> Kernel:
         second = second.over(first.out_channels)
     if first.out_channels != second.in_channels:
         raise FoldError(f"a map to {first.out_channels} channels is followed by one from {second.in_channels}")
-    if second.is_gain and first.groups:
+    if second.is_gain:
         return _with_gain(first, second)
     mode = _composed_padding_mode(first, second)
     rows, cols = (_composed_axis(first, second, axis) for axis in (0, 1))
@@ -55,9 +55,8 @@ def compose(first: Kernel, second: Kernel) -> Kernel:
 def _with_gain(first: Kernel, gain: Kernel) -> Kernel:
     """Compose with a second map that only scales and shifts each channel."""
     weight = exact(first.weight)
-    copied = weight.dtype != first.weight.dtype and not weight.requires_grad
-    # In place where it can be: a new tensor of this size costs more than the arithmetic.
-    weight = weight.mul_(gain.weight) if copied else weight * gain.weight
+    # In place if it is a copy: a new tensor of this size costs more than the arithmetic.
+    weight = weight.mul_(gain.weight) if weight.dtype != first.weight.dtype else weight * gain.weight
     bias = first.bias * gain.weight.flatten() + gain.bias
     return replace(first, weight=weight, bias=bias, moments=gain.moments, owned=True)
 
@@ -100,9 +99,9 @@ def _aligned(first: Kernel, second: Kernel) -> tuple[Tensor, Tensor, _Merged]:
         return exact(first.weight)[None, None], exact(second.weight)[None, None], _Merged(False)
     groups = gcd(first.groups, second.groups)
     parts1, parts2 = first.groups // groups, second.groups // groups
-    w1, w2 = exact(first.weight), exact(second.weight)
-    if parts1 > 1 and parts2 > 1:  # neither's groups are whole groups of the other
-        w1, parts1 = regroup(first, groups), 1
+    # Beside finer groups of the second, the first has the common groups.
+    w1, parts1 = (regroup(first, groups), 1) if parts2 > 1 else (exact(first.weight), parts1)
+    w2 = exact(second.weight)
     w1 = w1.reshape(groups, parts1 * parts2, -1, *w1.shape[1:])
     if parts1 == 1:
         return w1, w2.reshape(groups, parts2, -1, *w2.shape[1:]), _Merged(False)
@@ -113,9 +112,7 @@ def _aligned(first: Kernel, second: Kernel) -> tuple[Tensor, Tensor, _Merged]:
 def _composed_weight(w1: Tensor, w2: Tensor, rows: _ComposedAxis, cols: _ComposedAxis) -> Tensor:
     """Return (..., out, in, height, width) for (..., mid, in, kh1, kw1) followed by (..., out, mid, kh2, kw2)."""
     (height1, width1), (height2, width2) = w1.shape[-2:], w2.shape[-2:]
-    if w1.shape[2] == 1 and 1 in (height1 * width1, height2 * width2):
-        return w2 * w1
-    if height1 * width1 == 1 and height2 * width2 > 1:
+    if height1 * width1 == 1:
         return torch.einsum("gpomhw,gpmc->gpochw", w2, w1[..., 0, 0])
     if height2 * width2 == 1:
         return torch.einsum("gpom,gpmchw->gpochw", w2[..., 0, 0], w1)
@@ -131,7 +128,7 @@ def _composed_axis(first: Kernel, second: Kernel, axis: int) -> _ComposedAxis:
     many1, many2 = first.size[axis] > 1, second.size[axis] > 1
     dilation = gcd(reach1 * many1, reach2 * many2) or 1
     span = (first.size[axis] - 1) * reach1 + (second.size[axis] - 1) * reach2
-    return _ComposedAxis(span // dilation + 1, max(reach1 // dilation, 1), max(reach2 // dilation, 1), dilation)
+    return _ComposedAxis(span // dilation + 1, max(reach1 // dilation, 1), reach2 // dilation, dilation)
 
 
 def _composed_padding_mode(first: Kernel, second: Kernel) -> str:
@@ -153,3 +150,18 @@ def _composed_padding_mode(first: Kernel, second: Kernel) -> str:
     if len(modes) > 1:
         raise FoldError(f"maps in sequence pad the border differently: {sorted(modes)}")
     return modes.pop() if modes else "zeros"
+
+
+def on_one_device(first: Kernel, second: Kernel) -> tuple[Kernel, Kernel]:
+    """Return both kernels on one device; a layer without tensors (identity, pooling) moves to the other's device."""
+    if first.weight.device == second.weight.device:
+        return first, second
+    if not first.groups:
+        return _to(first, second.weight.device), second
+    if not second.groups:
+        return first, _to(second, first.weight.device)
+    raise FoldError(f"layers on different devices: {first.weight.device} and {second.weight.device}")
+
+
+def _to(kernel: Kernel, device: torch.device) -> Kernel:
+    return replace(kernel, weight=kernel.weight.to(device), bias=kernel.bias.to(device))

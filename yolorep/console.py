@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import functools
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def say(text: str) -> None:
@@ -13,5 +17,12 @@ def say(text: str) -> None:
 
 @functools.cache
 def say_once(text: str) -> None:
-    """`say`, the first time in this process that this text is said."""
+    """Print a line as `say` does, once per process for each text."""
     say(text)
+
+
+def rich_console() -> Console:
+    """Return the screen of a command, on which brackets are text: a path may look like markup."""
+    from rich.console import Console
+
+    return Console(markup=False)

@@ -6,25 +6,56 @@ attached to it (`i`, `f`, `type`, `np`, hooks, a second reference to a shared la
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
-from copy import deepcopy
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from threading import RLock
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from yolorep import model_yaml
+from yolorep import foreign, model_yaml
 from yolorep.blocks.conv_c3 import Conv_C3, converted
 from yolorep.folding import to_conv
-from yolorep.foreign import folded
 from yolorep.host import host_of, own_blocks, unwrapped
+from yolorep.model_copy import copied
 from yolorep.stock_norm import stock_pair
+from yolorep.weight_readers import read_outside
 
 Model = TypeVar("Model", bound=nn.Module)
+_LOCK = RLock()  # two threads that deploy one model in place would fold a block twice
 
 
-@torch.inference_mode(False)
+@dataclass(frozen=True)
+class Folding:
+    """What was folded in a model.
+
+    folded: names of the blocks that became plain layers. left: a sentence for each block that stays, with the reason.
+    notes: sentences on blocks that were folded or cleared in an unusual way. foreign: those of `folded` that are blocks
+    of another project.
+    """
+
+    folded: tuple[str, ...]
+    left: tuple[str, ...]
+    notes: tuple[str, ...]
+    foreign: tuple[str, ...]
+
+    def warn(self, stacklevel: int = 2) -> None:
+        """Issue a warning for each block that is left, and for each note."""
+        for line in (*self.left, *self.notes):
+            warnings.warn(line, stacklevel=stacklevel + 1)
+
+
+@dataclass(frozen=True)
+class Deployment(Generic[Model]):
+    """A deployed model and what was folded in it."""
+
+    model: Model
+    folding: Folding
+
+
 def deploy(model: Model, *, inplace: bool = False) -> Model:
     """Fold every rep block into a stock layer of the host: same function, stock classes, stock state-dict keys.
 
@@ -36,6 +67,7 @@ def deploy(model: Model, *, inplace: bool = False) -> Model:
 
     Raises:
         FoldError: a block does not fold (training mode, for one); `model` is then unchanged.
+        HostError: the model cannot be copied, such as one with pruning masks.
 
     Example:
         >>> deploy(Conv_C3(4, 4).eval())
@@ -45,28 +77,59 @@ def deploy(model: Model, *, inplace: bool = False) -> Model:
           (act): SiLU()
         )
     """
-    model = model if inplace else deepcopy(model)
+    deployment = deployed(model, inplace=inplace)
+    deployment.folding.warn(stacklevel=2)
+    return deployment.model
+
+
+@torch.inference_mode(False)
+def deployed(model: Model, *, inplace: bool = False) -> Deployment[Model]:
+    """Do what `deploy` does, and return what was folded and left instead of issuing warnings.
+
+    Raises:
+        FoldError, HostError: as `deploy`.
+    """
+    model = model if inplace else copied(model)
     core = unwrapped(model)
-    written = _deployed_yaml(core)
-    fold_blocks_(core, leave=own_blocks(core))
-    for name, value in written.items():
-        setattr(core, name, value)
-    return model
+    with _LOCK:
+        written = stock_attributes(core)
+        folding = fold_blocks_(core, leave=own_blocks(core))
+        for name, value in written.items():
+            setattr(core, name, value)
+    return Deployment(model, folding)
 
 
-def fold_blocks_(model: nn.Module, leave: Iterable[nn.Module] = ()) -> None:
+def fold_blocks_(model: nn.Module, leave: Iterable[nn.Module] = ()) -> Folding:
     """Fold the rep blocks of a model in place and leave `model.yaml` as it is, as `fuse()` does.
 
     leave: blocks of other projects that stay as they are.
 
+    Returns:
+        How many blocks of yolorep and of other projects were folded.
+
     Raises:
         FoldError: a block does not fold; `model` is then unchanged.
     """
-    ours, theirs = converted(model, _stock_layers), folded(model, leave)
-    for block, (conv, norm) in ours:
-        _restore_stock_(block, conv, norm)
-    for fold in theirs:
-        fold.commit_()
+    with _LOCK:
+        names = {id(module): name or type(module).__name__ for name, module in model.named_modules()}
+        blocks, others = converted(model, _stock_layers), foreign.folded(model, leave)
+        readers = read_outside(model, [block for block, _ in blocks])
+        done, left, notes = [], list(others.left), []
+        for block, (conv, norm) in blocks:
+            name = names[id(block)]
+            if block not in readers:
+                _restore_stock_(block, conv, norm)
+                done.append(name)
+            elif readers[block] or not hasattr(block, "stock_class"):
+                left.append(f"{name}: {type(block).__name__} is left as it is: another layer computes with its weights")
+            else:
+                _restore_stock_(block, block.conv, block.bn)
+                notes.append(f"{name}: its branches are removed unfolded: another layer runs its weights without them")
+        for fold in others.folds:
+            fold.commit_()
+            notes += [f"{fold.name}: {fold.note}"] if fold.note else []
+        foreign_names = tuple(fold.name or type(fold.block).__name__ for fold in others.folds)
+    return Folding((*done, *foreign_names), tuple(left), tuple(notes), foreign_names)
 
 
 def _stock_layers(block: Conv_C3) -> tuple[nn.Conv2d, _BatchNorm | None]:
@@ -90,14 +153,15 @@ def _restore_stock_(block: Conv_C3, conv: nn.Conv2d, norm: _BatchNorm | None) ->
     block.__class__ = stock
 
 
-def _deployed_yaml(model: nn.Module) -> dict[str, Any]:
+def stock_attributes(model: nn.Module) -> dict[str, Any]:
     """Return the attributes of a host's model that name its YAML, with their values after deployment."""
     result: dict[str, Any] = {}
     yaml, file = getattr(model, "yaml", None), getattr(model, "yaml_file", None)
     if isinstance(yaml, dict):
-        plan = model_yaml.plan(yaml, host_of(model), checked=False)  # folding asks nothing of the registry
+        host = host_of(model)
+        plan = model_yaml.plan(yaml, host, checked=False)  # folding asks nothing of the registry
         if plan.is_rep:
-            result["yaml"] = model_yaml.deployed(yaml, host_of(model))
+            result["yaml"] = model_yaml.deployed(yaml, host)
     if isinstance(file, str):
         result["yaml_file"] = model_yaml.stock_name(file)
     return result

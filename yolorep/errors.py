@@ -26,6 +26,10 @@ class BlockError(YolorepError):
     """The name, an option or the shape of a block is not accepted."""
 
 
+class DeclarationError(BlockError):
+    """The declaration of a block returns layers that cannot be its branches, wherever the block is used."""
+
+
 class HostError(YolorepError):
     """A host (ultralytics, a YOLOv5 tree) is missing, or lacks a function that the hooks need."""
 

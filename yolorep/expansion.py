@@ -8,24 +8,37 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
-from copy import deepcopy
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from yolorep.blocks.conv_c3 import Conv_C3, excited
+from yolorep.blocks.csla import kernel_scales
+from yolorep.blocks.laws import MASK
 from yolorep.blocks.registry import block_of, check_options
 from yolorep.blocks.site import Site
-from yolorep.blocks.starts import start_
+from yolorep.blocks.starts import SPLIT, start_
 from yolorep.classifier_head import pool_and_classify_
 from yolorep.errors import BlockError, HostError
+from yolorep.folding import sum_of, to_conv
 from yolorep.host import unwrapped
+from yolorep.model_copy import copied
 from yolorep.model_yaml import FC, ROW_KINDS, Plan
+from yolorep.placement import Layout, Select, chosen
 from yolorep.policy import Policy, entries
-from yolorep.stock_layers import Select, StockConv, chosen, edited_layers, is_stock_conv, nothing_to_expand, stock_convs
+from yolorep.sharing import share_
+from yolorep.stock_layers import (
+    StockConv,
+    edited_layers,
+    is_stock_conv,
+    nothing_to_expand,
+    rep_blocks,
+    stock_convs,
+)
+from yolorep.training.kernel_scales import Scales
 
 Model = TypeVar("Model", bound=nn.Module)
 PLAIN = "plain"
@@ -39,15 +52,22 @@ def expand(
     identity: str = "auto",
     select: Select = None,
     start: str | None = None,
+    images: Iterable[Tensor] | None = None,
     inplace: bool = False,
 ) -> Model:
-    """Give the stock convolutions of a host's model extra branches; the model computes what it did before.
+    """Give the stock convolutions of a host's model extra branches; the function of the model stays the same.
 
     model: a model of ultralytics or YOLOv5, not fused. block, identity: as for `Conv_C3`.
     select: which convolutions: name patterns (`"model.4.*"`), layer indices, or a function of (name, module). By
         default all that gain from the block: odd kernels above 1x1, and 1x1 whose input can be added to the output.
-    start: values of the branches before training: None or "silent" for branches that add nothing. "even" and "paper"
-        (`yolorep.blocks.starts`) change what the model computes, and are meant for training from scratch.
+        Presets (`yolorep.placement`) take those of a part: "backbone", "neck", "head", "bottlenecks", "3x3", or several
+        words in one entry, "neck 3x3", for what all of them name.
+    start: values of the branches before training: None or "silent" for branches that add nothing (None is "split" for
+        `twin`). "even" and "paper"
+        (`yolorep.blocks.starts`) change what the model computes, and are meant for training from scratch. "split"
+        keeps it, and gives the branches parts of the trained kernels.
+    images: for "split", batches as the model takes them, (batch, channels, height, width): batch norms of branches
+        record the statistics of their inputs. 100 images of the training set are enough.
     inplace: change `model` itself. By default a copy is changed, and `model` stays as it is.
 
     The request is written to `model.yaml`, if there is one, so that a host that rebuilds the model applies it again.
@@ -63,7 +83,10 @@ def expand(
         {'block': 'repvgg', 'identity': 'auto', 'select': [6]}
     """
     check_options(block, identity)
-    model = model if inplace else deepcopy(model)
+    first = start or block_of(block).trained_start
+    if images is not None and first != SPLIT:
+        raise BlockError(f"images are for start={SPLIT!r}, which measures statistics on them; the start is {first!r}")
+    model = model if inplace else copied(model)
     core = unwrapped(model)
     named = list(stock_convs(core))
     if not named:
@@ -72,9 +95,11 @@ def expand(
     if isinstance(yaml, dict) and yaml.get("rep") is not None:
         raise HostError(f"{type(core).__name__} is already expanded, by {yaml['rep']}; deploy() it first")
     _warn_of_edits(core)
-    layers = chosen(named, select, block, identity)
+    layers = chosen(named, select, block, identity, Layout.of(core, yaml))
     policy = Policy(block, identity, start=start)
     grow_(layers, policy, trained=True)
+    if first == SPLIT:
+        share_(core, layers, images)
     if isinstance(yaml, dict):
         asked = tuple(name for name, _ in layers) if callable(select) else None if select is None else entries(select)
         core.yaml = {**yaml, "rep": replace(policy, select=asked).to_yaml()}  # type: ignore[assignment]
@@ -96,7 +121,7 @@ def grow_(layers: Iterable[tuple[str, StockConv]], policy: Policy, *, trained: b
         BlockError: the branches do not fit beside a layer; the message begins with its name.
     """
     block, declared = block_of(policy.block), []
-    start = policy.start or ("silent" if trained else "paper")
+    start = policy.start or (block.trained_start if trained else "paper")
     for name, layer in layers:
         try:
             branches = block.branches(Site(layer.conv, layer.bn, policy.identity))
@@ -107,8 +132,17 @@ def grow_(layers: Iterable[tuple[str, StockConv]], policy: Policy, *, trained: b
     for layer, branches in declared:
         if policy.se:
             _excite_(layer)
-        if policy.block != PLAIN:
+        if block.law == MASK:
+            _add_kernels_(layer, branches)
+        elif policy.block != PLAIN:
             _become_block_(layer, branches, policy, block.law)
+
+
+@torch.no_grad()
+def _add_kernels_(layer: StockConv, branches: dict[str, nn.Module]) -> None:
+    """Add the kernels of branches to the layer's own, so that it starts as their sum."""
+    weight = layer.conv.weight
+    weight.copy_(to_conv(sum_of([("conv", layer.conv), *branches.items()]), like=weight).weight)
 
 
 def _become_block_(layer: Any, branches: dict[str, nn.Module], policy: Policy, law: str) -> None:
@@ -128,6 +162,7 @@ def grow_planned_(layers: nn.Sequential, plan: Plan) -> None:
 
     Raises:
         BlockError: a row or the policy requests branches that do not fit; the message names the layer.
+        HostError: the convolutions that a row or the policy means are edited, so that none can have branches.
     """
     _warn_of_edits(layers)
     for index, (name, policy) in plan.rows.items():
@@ -139,22 +174,47 @@ def grow_planned_(layers: nn.Sequential, plan: Plan) -> None:
             for bottleneck in (m for m in layer.modules() if _is_bottleneck(m)):
                 _resize_(bottleneck, policy.k)
         convs = [(f"model.{index}.{n}".rstrip("."), m) for n, m in stock_convs(layer) if fnmatchcase(n, kind.inside)]
+        if not convs:
+            raise HostError(f"row {index} ({name}): {nothing_to_expand(layer)}")
         grow_(convs, policy, trained=False)
     if plan.policy is not None:
-        grow_policy_(layers, plan.policy)
+        grow_policy_(layers, plan.policy, plan.stock)
     for layer in layers:
         if hasattr(layer, "np"):
             layer.np = sum(p.numel() for p in layer.parameters())  # type: ignore[assignment]
 
 
-def grow_policy_(layers: nn.Sequential, policy: Policy) -> None:
-    """Grow what a policy requests on those of a model's layers that are stock, freshly initialized.
+def grow_policy_(layers: nn.Sequential, policy: Policy, yaml: dict[str, Any]) -> None:
+    """Grow the branches that a policy requests on the stock layers of a freshly initialized model.
+
+    yaml: the dictionary that the host built them from.
 
     Raises:
         BlockError: as `chosen`.
+        HostError: there are none.
     """
     named = [(f"model.{name}", layer) for name, layer in stock_convs(layers)]
-    grow_(chosen(named, policy.select, policy.block, policy.identity), policy, trained=False)
+    if not named and not rep_blocks(layers):
+        raise HostError(f"rep: {nothing_to_expand(layers)}")
+    layout = Layout.of(layers, yaml, "model.")
+    grow_(chosen(named, policy.select, policy.block, policy.identity, layout), policy, trained=False)
+
+
+def step_masks(model: nn.Module, policy: Policy) -> dict[Tensor, Scales]:
+    """Return the masks of the stock layers that a policy of a block of law `mask` means, by kernel.
+
+    Raises:
+        BlockError: as `chosen`, or a layer has no mask.
+    """
+    block, masks = block_of(policy.block), {}
+    layout, named = Layout.of(model, getattr(model, "yaml", None)), list(stock_convs(model))
+    for name, layer in chosen(named, policy.select, policy.block, policy.identity, layout):
+        try:
+            branches = block.branches(Site(layer.conv, layer.bn, policy.identity))
+            masks[layer.conv.weight] = kernel_scales(branches, layer.conv)
+        except BlockError as error:
+            raise BlockError(f"{name}: {error}") from None
+    return masks
 
 
 def _is_bottleneck(module: nn.Module) -> bool:

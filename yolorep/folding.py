@@ -7,15 +7,16 @@ loses no more than its result does. `@kernel_of.register` adds a layer type.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 from functools import singledispatch
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
-from yolorep.algebra import Kernel, Moments, add
-from yolorep.composition import compose
+from yolorep.algebra import Kernel, Moments, add, as_pair
+from yolorep.composition import compose, on_one_device
 from yolorep.errors import FoldError
+from yolorep.overrides import overridden
 from yolorep.precision import cast, exact
 
 
@@ -38,7 +39,10 @@ def fold(module: nn.Module) -> nn.Conv2d:
         >>> torch.allclose(fold(module)(x), module(x), atol=1e-5)
         True
     """
-    return to_conv(_layer_kernel(module), like=_reference(module))
+    try:
+        return to_conv(_layer_kernel(module), like=_reference(module))
+    except RecursionError:
+        raise FoldError(f"{type(module).__name__} is nested too deeply for Python's recursion limit") from None
 
 
 @torch.inference_mode(False)  # tensors made in inference mode could never be trained
@@ -76,14 +80,16 @@ def kernel_of(module: nn.Module) -> Kernel:
 
 @kernel_of.register
 def _(module: nn.Conv2d) -> Kernel:
+    if module.weight.is_complex():
+        raise FoldError(f"{type(module).__name__} has complex weights; accepted: real ones")
     weight = module.weight if module.weight.device.type != "mps" else exact(module.weight)
     bias = exact(weight.new_zeros(module.out_channels) if module.bias is None else module.bias)
     return Kernel(
         weight,
         bias,
-        stride=_pair(module.stride),
+        stride=as_pair(module.stride),
         padding=_conv_padding(module),
-        dilation=_pair(module.dilation),
+        dilation=as_pair(module.dilation),
         groups=module.groups,
         padding_mode=module.padding_mode,
     )
@@ -124,7 +130,7 @@ def _(module: nn.Module) -> Kernel:
 
 @kernel_of.register
 def _(module: nn.AvgPool2d) -> Kernel:
-    size, padding = _pair(module.kernel_size), _pair(module.padding)
+    size, padding = as_pair(module.kernel_size), as_pair(module.padding)
     if module.ceil_mode:
         raise FoldError("AvgPool2d with ceil_mode=True averages fewer values at the border")
     if any(padding) and not module.count_include_pad:
@@ -133,7 +139,7 @@ def _(module: nn.AvgPool2d) -> Kernel:
     return Kernel(
         torch.full((1, 1, *size), 1 / area, dtype=torch.float64),
         torch.zeros(1, dtype=torch.float64),
-        stride=_pair(module.stride),
+        stride=as_pair(module.stride),
         padding=padding,
         groups=0,
     )
@@ -141,7 +147,7 @@ def _(module: nn.AvgPool2d) -> Kernel:
 
 @kernel_of.register
 def _(module: nn.Sequential) -> Kernel:
-    return chain_of(module.named_children())
+    return chain_of(module._modules.items())  # type: ignore[arg-type]  # `named_children` passes over a repeated layer
 
 
 def chain_of(layers: Iterable[tuple[str, nn.Module]]) -> Kernel:
@@ -151,20 +157,25 @@ def chain_of(layers: Iterable[tuple[str, nn.Module]]) -> Kernel:
         return kernel_of(nn.Identity())
     result = kernels[0][1]
     for name, kernel in kernels[1:]:
-        try:
-            result = compose(*_together(result, kernel))
-        except FoldError as error:
-            raise error.within(name) from None
+        result = _followed(result, name, kernel)
     return result
+
+
+def _followed(first: Kernel, name: str, second: Kernel) -> Kernel:
+    """Return the kernel of the first and then the second layer; errors name the second."""
+    try:
+        return compose(*on_one_device(first, second))
+    except FoldError as error:
+        raise error.within(name) from None
 
 
 def _with_gains_applied(kernels: list[tuple[str, Kernel]]) -> list[tuple[str, Kernel]]:
     """Return the chain with each gain (a scale, a batch norm) merged into the kernel before it, the smaller product."""
     result: list[tuple[str, Kernel]] = []
     for name, kernel in kernels:
-        if result and kernel.is_gain and kernel.out_channels == result[-1][1].out_channels:
+        if result and kernel.is_gain:
             before, previous = result.pop()
-            result.append((before, compose(*_together(previous, kernel))))
+            result.append((before, _followed(previous, name, kernel)))
         else:
             result.append((name, kernel))
     return result
@@ -180,7 +191,7 @@ def summed(kernels: list[Kernel]) -> Kernel:
     if not kernels:
         raise FoldError("a sum with no branch has no output")
     first = next((k for k in kernels if k.groups), kernels[0])
-    return add([_together(first, kernel)[1] for kernel in kernels], overwrite=True)
+    return add([on_one_device(first, kernel)[1] for kernel in kernels], overwrite=True)
 
 
 def children_kernels(children: Iterable[tuple[str, nn.Module]]) -> list[tuple[str, Kernel]]:
@@ -198,57 +209,33 @@ def _layer_kernel(module: nn.Module) -> Kernel:
     """Return the kernel of a layer after checking that the layer computes what its type says."""
     name = type(module).__name__
     known = next((kind for kind in type(module).__mro__ if kind in kernel_of.registry and kind is not object), None)
-    if known is not None and _has_own_forward(module, known):
-        raise FoldError(f"{name} is a {known.__name__} with a forward of its own, linear or not")
+    own = "" if known is None else overridden(module, known)
+    if own:
+        raise FoldError(f"{name} is a {known.__name__} with a forward of its own ({own}), linear or not")  # type: ignore[union-attr]
+    if _global_forward_hooks or _global_forward_pre_hooks:
+        raise FoldError("a global forward hook is registered, which can change what each layer computes; remove it")
     if known is not None and (module._forward_hooks or module._forward_pre_hooks):
         raise FoldError(
             f"{name} has forward hooks, which can change what it computes; remove them first "
-            "(those of pruning by prune.remove, of the older weight_norm by remove_weight_norm)"
+            "(prune.remove removes pruning's, remove_weight_norm the older weight_norm's)"
         )
     return kernel_of(module)
 
 
-def _has_own_forward(module: nn.Module, known: type) -> bool:
-    """Return whether `module` or its class overrides a method that the `known` layer type computes with."""
-    return any(
-        name in vars(module) or getattr(type(module), name, None) is not getattr(known, name, None)
-        for name in ("forward", "_conv_forward")
-    )
-
-
 def _reference(module: nn.Module) -> Tensor | None:
-    """Return the weight whose dtype, device and memory format the result takes: that of the largest convolution."""
+    """Return the largest convolution's weight, whose dtype, device and memory format the result takes."""
     convs = [m.weight for m in module.modules() if isinstance(m, nn.Conv2d)]
     if convs:
         return max(convs, key=Tensor.numel)
     return next((t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()), None)
 
 
-def _together(first: Kernel, second: Kernel) -> tuple[Kernel, Kernel]:
-    """Return both kernels on one device; a layer without tensors (identity, pooling) moves to the other's device."""
-    if first.weight.device == second.weight.device:
-        return first, second
-    if not first.groups:
-        return _to(first, second.weight.device), second
-    if not second.groups:
-        return first, _to(second, first.weight.device)
-    raise FoldError(f"layers on different devices: {first.weight.device} and {second.weight.device}")
-
-
-def _to(kernel: Kernel, device: torch.device) -> Kernel:
-    return replace(kernel, weight=kernel.weight.to(device), bias=kernel.bias.to(device))
-
-
-def _pair(value: int | tuple[int, ...]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (value[0], value[1])
-
-
 def _conv_padding(conv: nn.Conv2d) -> tuple[int, int]:
     if conv.padding == "valid":
         return 0, 0
     if not isinstance(conv.padding, str):
-        return _pair(conv.padding)
-    total = [d * (k - 1) for d, k in zip(_pair(conv.dilation), _pair(conv.kernel_size), strict=True)]
+        return as_pair(conv.padding)
+    total = [d * (k - 1) for d, k in zip(as_pair(conv.dilation), as_pair(conv.kernel_size), strict=True)]
     if any(t % 2 for t in total):
         raise FoldError(f"padding='same' pads an even kernel {tuple(conv.kernel_size)} unevenly")
     return total[0] // 2, total[1] // 2

@@ -6,7 +6,8 @@ as its neighbours.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,11 +23,12 @@ Class = tuple[str, str]  # module and name; no host is imported to know its clas
 class Host:
     """A code base whose models yolorep expands, trains and deploys.
 
-    name: its folder in `yolorep.hosts`. supported: versions, as told in messages.
+    name: its folder in `yolorep.hosts`. supported: versions, as messages print them.
     stock_convs: its layers of convolution, batch norm and activation.
     rep_blocks: rep blocks that it builds and fuses itself; in its models they are stock.
     model_modules: modules that define its model classes.
     checkpoint_marks: how the class names in its checkpoints begin.
+    packages: whose layers a checkpoint may name.
     hooks: file in its folder that hooks a module, by name of the module.
     anchors_in_head: whether the head's row in a model YAML names anchors.
     sized_bottlenecks: whether a Bottleneck row takes kernel sizes.
@@ -39,6 +41,7 @@ class Host:
     rep_blocks: frozenset[Class]
     model_modules: frozenset[str]
     checkpoint_marks: tuple[str, ...]
+    packages: tuple[str, ...]
     hooks: Mapping[str, str]
     anchors_in_head: bool
     sized_bottlenecks: bool
@@ -52,6 +55,7 @@ ULTRALYTICS = Host(
     rep_blocks=frozenset({("ultralytics.nn.modules.conv", "RepConv"), ("ultralytics.nn.modules.block", "RepVGGDW")}),
     model_modules=frozenset({"ultralytics.nn.tasks"}),
     checkpoint_marks=("ultralytics.nn.",),
+    packages=("ultralytics",),
     hooks={
         "ultralytics.nn.tasks": "model_hooks",
         "ultralytics.engine.model": "training_hooks",
@@ -71,6 +75,7 @@ YOLOV5 = Host(  # a tree, and the published package, whose modules are named `mo
     rep_blocks=frozenset(),
     model_modules=frozenset({"models.yolo", "yolov5.models.yolo"}),
     checkpoint_marks=("models.", "yolov5."),
+    packages=("yolov5", "models", "utils"),
     hooks={"models.yolo": "model_hooks", "yolov5.models.yolo": "model_hooks"},
     anchors_in_head=True,
     sized_bottlenecks=False,
@@ -83,6 +88,16 @@ def host_of(model: nn.Module) -> Host:
     """Return the host whose class `model` is; YOLOV5 for other models, whose YAML, if any, is of that dialect."""
     modules = {kind.__module__ for kind in type(model).__mro__}
     return next((host for host in HOSTS if modules & host.model_modules), YOLOV5)
+
+
+def own_classes(host: Host, names: Iterable[str]) -> frozenset[str]:
+    """Return those of `names` that are classes of the host as it is imported here, edited by its user perhaps."""
+    modules = [sys.modules.get(name) for name in (*host.model_modules, *(module for module, _ in host.stock_convs))]
+    return frozenset(name for name in names for module in modules if _is_foreign(getattr(module, name, None)))
+
+
+def _is_foreign(kind: object) -> bool:
+    return isinstance(kind, type) and not kind.__module__.startswith("yolorep.")
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -6,19 +6,30 @@ A host builds the stock model from the stand-in. The requested blocks are then g
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
-from yolorep.errors import BlockError
-from yolorep.host import Host
-from yolorep.policy import OF_BOTTLENECK, OF_CONV, STOCK_SIZES, Policy
+from pydantic import BaseModel
 
-FC = "FC"  # a classifier's head, and one of the names by which ultralytics tells the task
+from yolorep.errors import BlockError
+from yolorep.host import Host, own_classes
+from yolorep.policy import OF_BOTTLENECK, OF_CONV, STOCK_SIZES, Policy
+from yolorep.row_schema import (
+    BottleneckArguments,
+    ConvArguments,
+    HeadArguments,
+    check_arguments,
+    check_row,
+)
+
+FC = "FC"  # a classifier's head, and one of the names from which ultralytics derives the task
 EQUIVALENT_L2 = "equivalent_l2"  # top-level key: decay the equivalent kernels of the RepVGG blocks
-LARGEST_CHANNELS = 2**16
+GAIN_LR = "gain_lr"  # top-level key: multiply the learning rate of the branches' gains
+OURS = "yolorep."  # before a row's name: yolorep's block, also where the host has a class of that name
 Args = list[Any]
 
 
@@ -26,13 +37,15 @@ Args = list[Any]
 class RowKind:
     """A kind of rep row.
 
-    stock: name of the stock layer with the same arguments. options: those that its last argument, a mapping, may have.
+    stock: name of the stock layer with the same arguments. arguments: the values that these may have.
+    options: those that its last argument, a mapping, may have.
     inside: pattern of the names of its convolutions that get branches.
     stand_in: arguments of the stock row.
     as_stock: whether a stock row describes the deployed layer, for these options and this host.
     """
 
     stock: str
+    arguments: type[BaseModel]
     options: tuple[str, ...]
     inside: str = "*"
     stand_in: Callable[[Args, Policy, Host], Args] = lambda args, policy, host: args
@@ -58,15 +71,16 @@ def _bottleneck_args(args: Args, policy: Policy, host: Host) -> Args:
 
 
 ROW_KINDS = {
-    "Conv_C3": RowKind("Conv", OF_CONV, stand_in=_conv_args),
+    "Conv_C3": RowKind("Conv", ConvArguments, OF_CONV, stand_in=_conv_args),
     "BottleneckRep": RowKind(
         "Bottleneck",
+        BottleneckArguments,
         OF_BOTTLENECK,
         stand_in=_bottleneck_args,
         as_stock=lambda policy, host: not policy.se and (host.sized_bottlenecks or policy.k == STOCK_SIZES),
     ),
-    "C3Rep": RowKind("C3", OF_BOTTLENECK, inside="*m.*"),
-    FC: RowKind("Classify", (), as_stock=lambda policy, host: False),
+    "C3Rep": RowKind("C3", BottleneckArguments, OF_BOTTLENECK, inside="*m.*"),
+    FC: RowKind("Classify", HeadArguments, (), as_stock=lambda policy, host: False),
 }
 
 
@@ -86,10 +100,11 @@ class Plan:
         return bool(self.rows) or self.policy is not None
 
 
-def plan(model_yaml: dict[str, Any], host: Host, *, checked: bool = True) -> Plan:
+def plan(model_yaml: dict[str, Any], host: Host, *, checked: bool = True, taken: frozenset[str] | None = None) -> Plan:
     """Split a model dictionary into the stock dictionary for the host and the requested blocks.
 
-    checked: whether the blocks must be registered.
+    checked: whether the blocks must be registered. taken: names of rows that are classes of the host; by default those
+        of the host as it is imported here.
 
     Raises:
         BlockError: an unknown option, block or identity, or arguments that a row does not take; the message names the
@@ -97,26 +112,49 @@ def plan(model_yaml: dict[str, Any], host: Host, *, checked: bool = True) -> Pla
     """
     stock = deepcopy(model_yaml)
     result = Plan(stock)
-    flag(stock.pop(EQUIVALENT_L2, False))  # concerns training alone
+    flag(stock.pop(EQUIVALENT_L2, False))  # concerns training alone, as the next
+    factor(stock.pop(GAIN_LR, 1))
     given = stock.pop("rep", None)
     if given is not None:
         result.policy = Policy.from_yaml(given, checked=checked)
+    taken = own_classes(host, ROW_KINDS) if taken is None else taken
     for index, row in enumerate(_rows(stock)):
-        name = row[2] if isinstance(row, list) and len(row) > 2 else None
-        if not isinstance(name, str) or name not in ROW_KINDS:
-            continue
-        kind, where = ROW_KINDS[name], f"row {index} ({name})"
-        if name == FC and not host.yaml_classifiers:
-            raise BlockError(f"{where}: YOLOv5 trees build no classifier from a YAML; accepted: ultralytics")
-        args = _arguments(row, where)
-        options = args.pop() if args and isinstance(args[-1], dict) else {}
-        policy = Policy.from_yaml(options, where, kind.options, checked=checked)
-        _check_arguments(args, where)
-        result.rows[index] = (name, policy)
-        row[2], row[3] = kind.stock, kind.stand_in(args, policy, host)
+        name = _kind(row, taken)
+        if name is not None:
+            result.rows[index] = (name, _stand_in_(row, index, name, host, checked=checked))
     if result.is_rep and not host.anchors_in_head:
         _drop_anchors(stock)
     return result
+
+
+def taken_names(model_yaml: dict[str, Any], host: Host) -> list[str]:
+    """Return the names of yolorep's rows that rows of the model dictionary have and that are classes of its host."""
+    taken = own_classes(host, ROW_KINDS)
+    written = [row[2] for row in _rows(model_yaml) if isinstance(row, list) and len(row) > 2]
+    return sorted({name for name in written if isinstance(name, str) and name in taken})
+
+
+def _kind(row: Any, taken: frozenset[str]) -> str | None:
+    """Return the kind of a rep row; None for a row of the host. taken: names that are classes of the host's."""
+    name = row[2] if isinstance(row, list) and len(row) > 2 else None
+    if not isinstance(name, str) or name in taken:
+        return None
+    kind = name.removeprefix(OURS)
+    return kind if kind in ROW_KINDS else None
+
+
+def _stand_in_(row: list[Any], index: int, name: str, host: Host, *, checked: bool) -> Policy:
+    """Turn a rep row into the stock row that stands in for it; return what to grow on it."""
+    kind, where = ROW_KINDS[name], f"row {index} ({row[2]})"
+    if name == FC and not host.yaml_classifiers:
+        raise BlockError(f"{where}: YOLOv5 trees build no classifier from a YAML; accepted: ultralytics")
+    check_row(row, index)
+    args = row[3]
+    options = args.pop() if args and isinstance(args[-1], dict) else {}
+    policy = Policy.from_yaml(options, where, kind.options, checked=checked)
+    check_arguments(kind.arguments, args, where)
+    row[2], row[3] = kind.stock, kind.stand_in(args, policy, host)
+    return policy
 
 
 def flag(given: Any) -> bool:
@@ -128,6 +166,17 @@ def flag(given: Any) -> bool:
     if not isinstance(given, bool):
         raise BlockError(f"{EQUIVALENT_L2}: {given!r} is not accepted; accepted: true, false")
     return given
+
+
+def factor(given: Any) -> float:
+    """Return the value of the `gain_lr:` key.
+
+    Raises:
+        BlockError: it is not a positive number.
+    """
+    if isinstance(given, bool) or not isinstance(given, (int, float)) or not 0 < given < math.inf:
+        raise BlockError(f"{GAIN_LR}: {given!r} is not accepted; accepted: a positive number, such as 10")
+    return float(given)
 
 
 def deployed(model_yaml: dict[str, Any], host: Host) -> dict[str, Any]:
@@ -143,7 +192,7 @@ def deployed(model_yaml: dict[str, Any], host: Host) -> dict[str, Any]:
         kind = ROW_KINDS[name]
         if kind.as_stock(policy, host):
             continue
-        rows[index][2] = name
+        rows[index][2] = originals[index][2]
         if kind.options:
             args = [argument for argument in deepcopy(originals[index][3]) if not isinstance(argument, dict)]
             rows[index][3] = [*args, Policy("plain", "none", policy.se, policy.k).to_yaml()]
@@ -162,32 +211,29 @@ def stock_name(yaml_file: str) -> str:
     return re.sub(r"-rep(?![a-z])", "", yaml_file)
 
 
-def _rows(model_yaml: dict[str, Any]) -> list[Any]:
-    return [*(model_yaml.get("backbone") or ()), *(model_yaml.get("head") or ())]
+def sections(model_yaml: Mapping[str, Any]) -> dict[str, range]:
+    """Return the indices of the layers of a model's backbone, neck and head; empty for a dictionary without a head.
 
+    The backbone is the list of that name. The head is the last row, and the neck the rows between.
 
-def _arguments(row: list[Any], where: str) -> Args:
-    if len(row) != 4 or not isinstance(row[3], list):
-        raise BlockError(f"{where}: {row!r} is not a row; accepted: [from, number, module, [arguments]]")
-    return row[3]
-
-
-def _check_arguments(args: Args, where: str) -> None:
-    """Check the channels of a rep row; further arguments are the stock layer's.
-
-    Raises:
-        BlockError: there are none, or they are not a number of channels.
+    Example:
+        >>> sections({"backbone": ["row", "row"], "head": ["row", "row"]})
+        {'backbone': range(0, 2), 'neck': range(2, 3), 'head': range(3, 4)}
     """
-    channels = args[0] if args else None
-    if where.endswith(f"({FC})"):
-        return
-    if type(channels) is not int or not 0 < channels <= LARGEST_CHANNELS:
-        got = "no arguments" if not args else repr(channels)
-        raise BlockError(f"{where}: the first argument is the number of output channels, an integer; got {got}")
-    if len(args) > 7:
-        raise BlockError(f"{where}: {len(args)} arguments; accepted: at most 7 and the options")
+    backbone, head = (len(model_yaml.get(key) or ()) for key in ("backbone", "head"))
+    last = backbone + head - 1
+    if not head:
+        return {}
+    return {"backbone": range(backbone), "neck": range(backbone, last), "head": range(last, last + 1)}
+
+
+def _rows(model_yaml: dict[str, Any]) -> list[Any]:
+    parts = (model_yaml.get("backbone"), model_yaml.get("head"))
+    return [row for part in parts if isinstance(part, list) for row in part]
 
 
 def _drop_anchors(stock: dict[str, Any]) -> None:
+    """Take `anchors` out of the arguments of rows; a row of another form is left to the host, which refuses it."""
     for row in _rows(stock):
-        row[3] = [argument for argument in row[3] if argument != "anchors"]
+        if isinstance(row, list) and len(row) > 3 and isinstance(row[3], list):
+            row[3] = [argument for argument in row[3] if argument != "anchors"]

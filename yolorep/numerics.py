@@ -23,8 +23,8 @@ NARROW_TOLERANCE = {torch.float16: 5e-3, torch.bfloat16: 4e-2}
 # A channel is judged by its own largest value, but at least by this share of the whole tensor's. Below it, the
 # rounding of the terms that cancel in a channel is larger than the channel.
 CHANNEL_FLOOR = 1e-3
-# How many times the effect of one random rounding of the weights is still taken for rounding, and the largest relative
-# error that is ever excused by it.
+# An error up to ROUNDINGS times the effect of one random rounding of the weights counts as rounding, but no relative
+# error above WORST_ROUNDING does.
 ROUNDINGS, WORST_ROUNDING = 8, 1e-3
 
 

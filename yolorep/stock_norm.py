@@ -46,6 +46,8 @@ def stock_pair(
         known = torch.isfinite(kernel.moments.var) & torch.isfinite(dense.running_var)
         recorded = kernel.moments.mean, *_scale(kernel.moments.var, dense)
         beta, scale, var = (torch.where(known, a, b) for a, b in zip(recorded, (beta, scale, var), strict=True))
+    if dense.weight is None:  # affine=False: the convolution carries the scale, and the mean carries the bias
+        beta, scale = torch.zeros_like(beta), (var + eps).rsqrt()
     values = {
         "weight": scale * (var + eps).sqrt(),
         "bias": beta,
@@ -62,11 +64,13 @@ def stock_pair(
 
 def _norm_like(dense: _BatchNorm, values: dict[str, Tensor]) -> _BatchNorm:
     """Return a batch norm like `dense` with other `values`, by name, each (channels,)."""
-    place: dict[str, Any] = {"device": dense.weight.device, "dtype": dense.weight.dtype}
-    norm = type(dense)(dense.num_features, eps=dense.eps, momentum=dense.momentum, **place).train(dense.training)
+    like = next(tensor for tensor in (*dense.parameters(), *dense.buffers()) if tensor.is_floating_point())
+    options: dict[str, Any] = {"affine": dense.affine, "device": like.device, "dtype": like.dtype}
+    norm = type(dense)(dense.num_features, eps=dense.eps, momentum=dense.momentum, **options).train(dense.training)
     for name, value in values.items():
         target = getattr(norm, name)
-        target.data = cast(value, target)
+        if target is not None:
+            target.data = cast(value, target)
     if dense.num_batches_tracked is not None:
         norm.num_batches_tracked = dense.num_batches_tracked.clone()
     for name, parameter in norm.named_parameters():
@@ -76,7 +80,8 @@ def _norm_like(dense: _BatchNorm, values: dict[str, Tensor]) -> _BatchNorm:
 
 def _scale(out_var: Tensor, dense: _BatchNorm) -> tuple[Tensor, Tensor]:
     """Return the ratio old output / new output and the variance of the new output, per channel."""
-    var, gamma = exact(dense.running_var), exact(dense.weight)  # type: ignore[arg-type]
+    var = exact(dense.running_var)  # type: ignore[arg-type]
+    gamma = torch.ones_like(var) if dense.weight is None else exact(dense.weight)
     share = gamma.square() * var / (var + dense.eps)
     carries = (share > 0) & (share >= out_var / 2)
     kept = torch.where(carries, out_var / var, torch.ones_like(var)).sqrt()

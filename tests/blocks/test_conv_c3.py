@@ -76,6 +76,13 @@ def test_identity_auto_is_a_batch_norm_where_shapes_allow_it() -> None:
     assert not hasattr(Conv_C3(8, 8, 1), "branch_1x1")
 
 
+@pytest.mark.parametrize("block", ["repvgg", "mobileone"])
+def test_identity_paper_is_a_batch_norm_where_shapes_allow_it_and_nothing_elsewhere(block: str) -> None:
+    assert isinstance(Conv_C3(8, 8, block=block, identity="paper").branch_identity, nn.BatchNorm2d)
+    for arguments in ((8, 16), (8, 8, 3, 2)):
+        assert not hasattr(Conv_C3(*arguments, block=block, identity="paper"), "branch_identity")
+
+
 @pytest.mark.parametrize("block", sorted(BLOCKS))
 @pytest.mark.parametrize("identity", IDENTITIES)
 def test_gradients_reach_every_parameter(block: str, identity: str) -> None:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from tests.helpers import randomize_, relative_error
 from yolorep import Conv_C3
 from yolorep.blocks.orepa import frequency_prior
+from yolorep.blocks.registry import BLOCKS
 
 Formula = Callable[[Conv_C3, Tensor], Tensor]
 STORED_TAPS = 1e-8  # fixed filters are made in float32: a ninth is not exact there
@@ -130,6 +131,19 @@ def orepa(m: Conv_C3, x: Tensor) -> Tensor:
     return norm(F.conv2d(x, weight, None, m.conv.stride, 1), m.bn)
 
 
+def csla(m: Conv_C3, x: Tensor) -> Tensor:
+    """BN((W + s W1 + diag) * x), arXiv 2205.15242, each branch by itself as in the authors' `LinearAddBlock`."""
+    y = F.conv2d(x, m.conv.weight, None, m.conv.stride, 1)
+    y = y + m.branch_1x1.scale.weight[:, None, None] * F.conv2d(x, m.branch_1x1.conv.weight, None, m.conv.stride)
+    if hasattr(m, "branch_identity"):
+        y = y + m.branch_identity.weight.flatten()[:, None, None] * x
+    return norm(y, m.bn)
+
+
+def twin(m: Conv_C3, x: Tensor) -> Tensor:
+    return conv_bn(x, m) + conv_bn(x, m.branch_frozen)
+
+
 FORMULAS: dict[str, tuple[Formula, int]] = {
     "repvgg": (repvgg, 3),
     "mobileone": (mobileone, 3),
@@ -140,7 +154,17 @@ FORMULAS: dict[str, tuple[Formula, int]] = {
     "qarepvgg_s3": (qarepvgg_s3, 3),
     "dbb": (dbb, 3),
     "orepa": (orepa, 3),
+    "csla": (csla, 3),
+    "twin": (twin, 3),
 }
+
+
+WITHOUT_FORMULA = {"plain"}  # adds no branch
+
+
+def test_every_registered_block_has_its_papers_formula() -> None:
+    """A block that is registered without one would be checked against itself alone."""
+    assert set(BLOCKS) - WITHOUT_FORMULA == set(FORMULAS)
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])

@@ -18,7 +18,18 @@ from yolorep.blocks.starts import zero_gain_
         ((8, 8), {"block": "repvg"}, "block 'repvg' is unknown; accepted: .*repvgg"),
         ((8, 8), {"block": ["repvgg"]}, "block .* is unknown"),
         ((8, 8), {"block": "mobileone(6)"}, r"options are written as in 'mobileone\(branches=6\)'"),
-        ((8, 8), {"block": "mobileone(branches=six)"}, "options are written as"),
+        ((8, 8), {"block": "mobileone(branches=six)"}, "branches='six' is not accepted; mobileone takes branches=4"),
+        ((8, 8), {"block": "mobileone(branches=2 + 2)"}, "options are written as"),
+        (
+            (8, 8),
+            {"block": "csla(scales=1)"},
+            r"scales=1 is not accepted; csla takes .*scales=constant\|learned",
+        ),
+        ((8, 8), {"block": "csla(scales=none)"}, "scales='none' is not accepted"),
+        ((8, 8), {"block": "csla(small='1')"}, "small='1' is not accepted"),
+        ((8, 8), {"block": "csla(small=0.0)"}, "small=0.0 is not accepted"),
+        ((8, 8), {"block": "csla(small=1e400)"}, "small=inf is not accepted"),
+        ((8, 8), {"block": "csla(small=True)"}, "small=True is not accepted"),
         ((8, 8), {"block": "mobileone(branches=6"}, "options are written as"),
         ((8, 8), {"block": "mobileone(branches=6)()"}, "options are written as"),
         ((8, 8), {"block": "mobileone(branches=6, branches=2)"}, "options are written as"),
@@ -28,7 +39,7 @@ from yolorep.blocks.starts import zero_gain_
         ((8, 8), {"block": "mobileone(k=6)"}, "k=6 is not accepted; mobileone takes branches=4"),
         ((8, 8), {"block": "repvgg(k=6)"}, "k=6 is not accepted; repvgg takes no option"),
         ((8, 8, 7), {"block": "replk(small=4)"}, "accepted: an odd kernel size"),
-        ((8, 8), {"identity": "mean"}, "identity 'mean' is unknown; accepted: auto, conv, average"),
+        ((8, 8), {"identity": "mean"}, "identity 'mean' is unknown; accepted: auto, paper, conv, average"),
         ((8, 8), {"identity": None}, "identity None is unknown"),
         ((8, 8, 2), {}, r"\(2, 2\) convolution .* accepted: odd kernels"),
         ((8, 8, 4, 2), {"identity": "none"}, "odd kernels"),
@@ -66,12 +77,29 @@ def test_names_hosts_attach_are_free() -> None:
         assert not {"i", "f", "type", "np"} & {name for module in made.modules() for name, _ in module.named_children()}
 
 
+@pytest.mark.parametrize("written", ["learned", "'learned'", '"learned"'])
+def test_a_text_may_be_written_without_quotes(written: str) -> None:
+    made = Conv_C3(8, 8, block=f"csla(scales={written}, small=2)")
+    assert float(made.branch_1x1.scale.weight.detach().mean()) == 2
+    assert isinstance(made.branch_1x1.scale.weight, nn.Parameter)
+
+
+def test_an_option_that_is_a_text_lists_its_choices() -> None:
+    def declare(site: object, *, kind: str = "a") -> dict[str, nn.Module]:
+        return {}
+
+    with pytest.raises(BlockError, match=r"'kind' is a text without choices; accepted: .*Literal\['a', "):
+        register_block("texts")(declare)
+
+
 def test_register_block_refuses_a_taken_name() -> None:
     with pytest.raises(BlockError, match="'repvgg' is already registered, by"):
         register_block("repvgg")(lambda site: {})
 
 
-@pytest.mark.parametrize("branch", [nn.Identity(), nn.Sequential(nn.Conv2d(8, 8, 1)), nn.BatchNorm2d(8, affine=False)])
+@pytest.mark.parametrize(
+    "branch", [nn.Identity(), nn.Sequential(nn.AvgPool2d(3, 1, 1)), nn.BatchNorm2d(8, affine=False)]
+)
 def test_a_branch_that_cannot_be_silenced_is_a_block_error(branch: nn.Module) -> None:
     with pytest.raises(BlockError, match=r"^a branch \(\w+\) has no gain to silence it by: "):
         zero_gain_(branch)

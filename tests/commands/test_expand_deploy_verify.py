@@ -8,8 +8,8 @@ import re
 import resource
 import stat
 import sys
-import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -17,13 +17,12 @@ import pytest
 import torch
 from rich.console import Console
 
-import yolorep
 from tests.helpers import assert_untouched, randomize_, run_python, snapshot, sure_
 from tests.processes import yolorep as command
-from yolorep import CheckpointError, VerifyError
+from yolorep import CheckpointError, VerifyError, deployment
 from yolorep.cli import main
 from yolorep.commands import deploy as deploy_command
-from yolorep.hosts import checkpoints
+from yolorep.hosts import checkpoints, evaluate
 from yolorep.stock_layers import rep_blocks
 from yolorep.verification import verify
 
@@ -147,6 +146,31 @@ def test_a_checkpoint_is_stored_in_the_precision_of_its_source_unless_asked_othe
         assert size < 1 if dtype is torch.float16 else size > 1.5
 
 
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ("--float32", "FAILS: beyond the tolerance: mAP50"),
+        ("--half", "FAILS: beyond the tolerance: mAP50 (it stores float16; `yolorep deploy --float32` rounds less)"),
+    ],
+)
+def test_verify_names_the_figures_that_differ(
+    folder: Path,
+    option: str,
+    says: str,
+    here: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert here("deploy", "rep.pt", "figures.pt", "--overwrite", option) == 0
+    (folder / "data.yaml").write_text("")
+    values = {"rep.pt": 0.3, "figures.pt": 0.3004}
+    figures = {name: {"mAP50": value, "mAP50-95": 0.2} for name, value in values.items()}
+    monkeypatch.setattr(evaluate, "figures", lambda model, data: figures[model.path.name])
+    assert here("verify", "rep.pt", "figures.pt", "--data", "data.yaml") == 1
+    told = " ".join(capsys.readouterr().out.split())
+    assert told.endswith(says)
+
+
 def test_a_source_of_float32_is_stored_as_such(folder: Path, here: Command) -> None:
     checkpoint = checkpoints.load(folder / "rep.pt")
     assert checkpoint.dtype == torch.float16
@@ -193,14 +217,14 @@ def test_deploy_says_what_it_left_and_why(
     folder: Path, here: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
-    fold = deploy_command.deploy
+    fold = deployment.deployed
 
-    def warns(model: torch.nn.Module, *, inplace: bool) -> torch.nn.Module:
+    def leaves(model: torch.nn.Module) -> deployment.Deployment:
         calls.append(model)
-        warnings.warn("model.3: RepBlock is left as it is: it cannot be run", stacklevel=2)
-        return fold(model, inplace=inplace)
+        done, left = fold(model), ("model.3: RepBlock is left as it is: it cannot be run",)
+        return replace(done, folding=replace(done.folding, left=left))
 
-    monkeypatch.setattr(deploy_command, "deploy", warns)
+    monkeypatch.setattr(deploy_command, "deployed", leaves)
     assert here("deploy", "rep.pt", "stored.pt", "--overwrite") == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "not folded: model.3: RepBlock is left as it is: it cannot be run" in printed
@@ -214,15 +238,11 @@ def test_deploy_says_what_it_left_and_why(
 def test_blocks_of_others_are_searched_and_folded_once(
     folder: Path, here: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from yolorep.foreign import self_folding
-
     calls = []
     monkeypatch.setattr(Odd, "switch_to_deploy", lambda self: calls.append(self) or Odd.fold_(self), raising=False)
     checkpoint = checkpoints.load(folder / "rep.pt")
     checkpoint.model.model[0].act = Odd()
-    assert self_folding.own_method(checkpoint.model.model[0].act) == "switch_to_deploy"
-    _, folded, _ = deploy_command.deployed_model(checkpoint.model)
-    assert "model.0.act" in folded
+    assert "model.0.act" in deployment.deployed(checkpoint.model).folding.folded
     assert len(calls) == 2  # on a copy, to be judged, and in earnest
 
 
@@ -312,7 +332,10 @@ def test_expand_takes_a_selection(folder: Path, here: Command, capsys: pytest.Ca
         (["deploy", "rep.pt", "yolov5n.pt"], "yolov5n.pt is a name that ultralytics replaces by a download"),
         (["deploy", "rep.pt", "nowhere/out.pt"], "nowhere is not a folder"),
         (["expand", "expanded.pt", "out.pt"], "already expanded"),
-        (["expand", "stock.pt", "out.pt", "--block", "vgg"], "block 'vgg' is unknown; accepted: acb, dbb, mobileone"),
+        (
+            ["expand", "stock.pt", "out.pt", "--block", "vgg"],
+            "block 'vgg' is unknown; accepted: acb, csla, dbb, mobileone",
+        ),
         (["expand", "stock.pt", "out.pt", "--identity", "x"], "identity 'x' is unknown; accepted: auto"),
         (["expand", "stock.pt", "out.pt", "--select", "99"], "matches none of the"),
         (["verify", "rep.pt", "none.pt"], "none.pt does not exist"),
@@ -353,13 +376,13 @@ def write_unreadable(folder: Path) -> None:
 def test_deploy_writes_nothing_when_the_proof_fails(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def wrong(model: torch.nn.Module, *, inplace: bool) -> torch.nn.Module:
-        result = yolorep.deploy(model, inplace=inplace)
+    def wrong(model: torch.nn.Module) -> deployment.Deployment:
+        result = deployment.deployed(model)
         with torch.no_grad():
-            result.model[1].bn.bias += 1e-2
+            result.model.model[1].bn.bias += 1e-2
         return result
 
-    monkeypatch.setattr(deploy_command, "deploy", wrong)
+    monkeypatch.setattr(deploy_command, "deployed", wrong)
     with pytest.raises(VerifyError, match="out of tolerance"):
         deploy_command.deploy_file(folder / "rep.pt", tmp_path / "out.pt", console=Console(quiet=True))
     assert list(tmp_path.iterdir()) == []

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+import ultralytics.nn.tasks  # noqa: F401  before a test builds on the device "meta", where its constants would be made
 from rich.console import Console
 from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
@@ -208,6 +209,31 @@ REFUSED = {
     ),
     "names that are numbers": (lambda s: {0: torch.zeros(3)}, "repvgg-a0.yaml", "holds no state dict"),
     "a value": (lambda s: {**s, "epoch": 3}, "repvgg-a0.yaml", "holds no state dict"),
+    "not a number": (
+        lambda s: {**s, "head.fc.bias": torch.full_like(s["head.fc.bias"], float("nan"))},
+        "repvgg-a0.yaml",
+        "head.fc.bias holds NaN or infinite values",
+    ),
+    "an infinity": (
+        lambda s: {**s, "stem.conv_kxk.bn.weight": s["stem.conv_kxk.bn.weight"] / 0},
+        "repvgg-a0.yaml",
+        "stem.conv_kxk.bn.weight holds NaN or infinite values",
+    ),
+    "a negative variance": (
+        lambda s: {**s, "stem.conv_kxk.bn.running_var": -s["stem.conv_kxk.bn.running_var"]},
+        "repvgg-a0.yaml",
+        "stem.conv_kxk.bn.running_var holds a negative variance",
+    ),
+    "integers": (
+        lambda s: {**s, "stem.conv_kxk.conv.weight": s["stem.conv_kxk.conv.weight"].int()},
+        "repvgg-a0.yaml",
+        "stem.conv_kxk.conv.weight holds torch.int32 values",
+    ),
+    "complex numbers": (
+        lambda s: {**s, "stem.conv_kxk.conv.weight": s["stem.conv_kxk.conv.weight"] * 1j},
+        "repvgg-a0.yaml",
+        "stem.conv_kxk.conv.weight holds torch.complex64 values",
+    ),
     "a detector": (lambda s: s, "yolov5n-rep.yaml", "it has 22 RepVGG blocks, the model has 28"),
 }
 

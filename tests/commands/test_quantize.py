@@ -54,11 +54,15 @@ def test_quantized_yolov5_checkpoint_keeps_its_map_and_is_run_by_its_host(
 
 
 @needs_package
-def test_openvino_folder_is_written_and_nothing_reports_home(coco_weights: Path, coco128: Path, tmp_path: Path) -> None:
+def test_rep_checkpoint_is_deployed_and_written_as_openvino_folder(
+    coco_weights: Path, coco128: Path, tmp_path: Path
+) -> None:
     pytest.importorskip("openvino")
     data = some_of(coco128, tmp_path)
     options = ("--data", data, "--imgsz", 256, "--max-drop", 5)
-    yolorep("quantize", coco_weights, "n8_openvino_model", *options, cwd=tmp_path)
+    yolorep("expand", coco_weights, "rep.pt", cwd=tmp_path)
+    said = yolorep("quantize", "rep.pt", "n8_openvino_model", *options, cwd=tmp_path)
+    assert "blocks folded" in said
     assert {file.suffix for file in (tmp_path / "n8_openvino_model").iterdir()} >= {".xml", ".bin"}
     record = json.loads((tmp_path / "n8_openvino_model.json").read_text())
     assert [row["scheme"] for row in record["candidates"]] == ["float32", "nncf"]
@@ -69,11 +73,11 @@ def test_too_large_a_loss_keeps_layers_in_float_and_is_exit_code_1(
     coco_weights: Path, coco128: Path, tmp_path: Path
 ) -> None:
     data = some_of(coco128, tmp_path)
-    options = ("--data", data, "--imgsz", 256, "--scheme", "symmetric-tensor", "--max-drop", -90)
+    options = ("--data", data, "--imgsz", 256, "--scheme", "symmetric-tensor", "--max-drop", 0)
     said = yolorep("quantize", coco_weights, "n8.onnx", *options, cwd=tmp_path, code=1)
     record = json.loads((tmp_path / "n8.onnx.json").read_text())
     assert [len(row["floats"]) for row in record["candidates"]] == [0, 0, 1, 2, 4, 8]
-    assert "more than the tolerated -90" in " ".join(said.split())
+    assert "more than the tolerated 0" in " ".join(said.split())
     assert (tmp_path / "n8.onnx").is_file()
 
 
@@ -83,11 +87,16 @@ def test_other_output_names_are_refused(name: str, tmp_path: Path) -> None:
         _ = Request(tmp_path / "a.pt", tmp_path / name, tmp_path / "d.yaml").target
 
 
-def test_refusals_write_nothing(tmp_path: Path, coco_weights: Path, tiny_dataset: Path) -> None:
+def test_refusals_write_nothing(
+    tmp_path: Path, coco_weights: Path, tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    other = tmp_path_factory.mktemp("data") / "data.yaml"
+    other.write_text("val: images\nnames: [a]\n")
     for out, data, said in (
         ("n8.onnx", "absent.yaml", "absent.yaml does not exist"),
         ("absent/n8.onnx", str(tiny_dataset), "is not a folder; create it first"),
         ("n8.onnx", str(tiny_dataset), "has 2 classes, the model 80"),
+        ("n8.onnx", str(other), "has no train: entry"),
     ):
         printed = yolorep("quantize", coco_weights, out, "--data", data, cwd=tmp_path, code=2)
         assert said in " ".join(printed.split())

@@ -56,7 +56,7 @@ def test_no_part_lacks_a_class(val: float, expected: Counts, tmp_path: Path) -> 
 
 # (classes and images, output, share, what the error says)
 REFUSED = {
-    "no classes": ({}, "out", 0.2, "Couldn't find any class folder in .*in"),
+    "no classes": ({}, "out", 0.2, "in holds no folder of a class; accepted"),
     "one class": ({"cat": 3}, "out", 0.2, "has one class, 'cat'; accepted: two or more"),
     "one image": ({"cat": 3, "dog": 1}, "out", 0.2, "dog has one image; accepted: two or more"),
     "split already": ({"train": 3, "val": 3}, "out", 0.2, "is split already, into train, val"),
@@ -85,7 +85,7 @@ def test_split_refuses_and_writes_nothing(case: str, tmp_path: Path) -> None:
 
 def test_an_empty_class_and_a_missing_folder_are_refused(tmp_path: Path) -> None:
     (folder(tmp_path / "in", cat=3) / "dog").mkdir()
-    with pytest.raises(UsageError, match="no valid file for the classes dog"):
+    with pytest.raises(UsageError, match=r"dog has no image .*accepted: two or more"):
         split_folder(tmp_path / "in", tmp_path / "out")
     with pytest.raises(UsageError, match="is not a folder; accepted: a folder that holds"):
         split_folder(tmp_path / "none", tmp_path / "out")
@@ -100,13 +100,47 @@ def test_split_that_fails_on_the_way_leaves_nothing(fault: str, tmp_path: Path) 
         resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
     else:
         (source / "dog" / "x.jpg").symlink_to(tmp_path / "gone.jpg")
-    says = "No such file or directory" if fault == "an image that is gone" else "File too large"
+    says = "dog/x.jpg is a link to a file that does not exist"
+    says = says if fault == "an image that is gone" else "in cannot be split into .*out: File too large .*dog"
     try:
-        with pytest.raises(UsageError, match=rf"in cannot be split into .*out: {says} .*dog"):
+        with pytest.raises(UsageError, match=says):
             split_folder(source, tmp_path / "out")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [p.name for p in tmp_path.iterdir()] == ["in"]
+
+
+def test_a_link_to_nothing_is_refused_when_linking_too(tmp_path: Path) -> None:
+    source = folder(tmp_path / "in", cat=9, dog=9)
+    (source / "dog" / "x.jpg").symlink_to(tmp_path / "gone.jpg")
+    with pytest.raises(UsageError, match=r"x\.jpg is a link to a file that does not exist"):
+        split_folder(source, tmp_path / "out", link=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["in"]
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_a_loop_of_links_gives_no_image_twice(link: bool, tmp_path: Path) -> None:
+    source = folder(tmp_path / "in", cat=4, dog=4)
+    (source / "cat" / "again").symlink_to(source / "cat")
+    (source / "dog" / "up").symlink_to(source / "dog" / "more")
+    (source / "dog" / "other.jpg").symlink_to(source / "dog" / "1.jpg")
+    assert split_folder(source, tmp_path / "out", val=0.5, link=link) == {"cat": Counts(2, 2), "dog": Counts(2, 2)}
+    contents = sorted(files(tmp_path / "out").values())
+    assert contents == sorted(f"{name} {index}" for name in ("cat", "dog") for index in range(4))
+
+
+def test_a_link_to_a_folder_of_images_is_a_class(tmp_path: Path) -> None:
+    source = folder(tmp_path / "in", cat=4)
+    (source / "dog").symlink_to(folder(tmp_path / "elsewhere", dog=4) / "dog")
+    assert split_folder(source, tmp_path / "out", val=0.5)["dog"] == Counts(2, 2)
+
+
+def test_folders_of_programs_are_no_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = folder(tmp_path / "in", cat=4, dog=4, **{".ipynb_checkpoints": 3, "__MACOSX": 3})
+    folder(source, **{"cat/.ipynb_checkpoints": 2})
+    (source / "cat" / "._1.jpg").write_text("of a Mac")
+    assert split_folder(source, tmp_path / "out", val=0.5) == {"cat": Counts(2, 2), "dog": Counts(2, 2)}
+    assert "left out .ipynb_checkpoints, __MACOSX" in capsys.readouterr().err
 
 
 def test_command_tells_the_counts_and_what_is_wrong(tmp_path: Path) -> None:

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from pathlib import Path
 
+import onnx
 import pytest
 
 from tests import helpers
+from yolorep.calibration import calibration_files, letterboxed
+from yolorep.hosts.ultralytics.exporter import export_onnx
+from yolorep.quantization.graph import float_nodes
+from yolorep.quantization.int8 import quantize_onnx
+from yolorep.quantization.schemes import SCHEMES
 
 TREE = "runs/train/exp/weights/best.pt"  # where a YOLOv5 tree leaves a checkpoint
 ULTRALYTICS = "runs/detect/train/weights/best.pt"
@@ -19,6 +26,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reader")
     helpers.write_rectangles(folder)
     _ultralytics(folder)
+    _quantized(folder)
     _yolov5(folder)
     return folder
 
@@ -37,6 +45,17 @@ def _ultralytics(folder: Path) -> None:
         helpers.sure_(helpers.randomize_(model.model))
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         model.save(folder / file)
+
+
+def _quantized(folder: Path) -> None:
+    """What `yolorep quantize` writes, without the report: an untrained model has no figures that could be judged."""
+    with tempfile.TemporaryDirectory() as place:
+        source = export_onnx(folder / "yolo11n.pt", Path(place), 64)
+        graph = onnx.load(source)
+        (name,) = (each.name for each in graph.graph.input)
+        images = calibration_files(folder / "data.yaml", 2)
+        feeds = [{name: letterboxed(image, 64)} for image in images]
+        quantize_onnx(source, folder / "best-int8.onnx", SCHEMES["minmax"], lambda: feeds, float_nodes(graph))
 
 
 def _yolov5(folder: Path) -> None:

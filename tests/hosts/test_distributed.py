@@ -139,9 +139,9 @@ def launch(folder: Path, python: str, *arguments: object) -> tuple[str, list[nn.
     return printed, [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(PROCESSES)]
 
 
-def assert_in_step(models: list[nn.Module]) -> None:
+def assert_in_step(models: list[nn.Module], blocks: int = ROWS) -> None:
     """The same parameters in every process, those of the branches among them."""
-    assert [len(rep_blocks(model)) for model in models] == [ROWS] * PROCESSES
+    assert [len(rep_blocks(model)) for model in models] == [blocks] * PROCESSES
     first, second = (dict(model.named_parameters()) for model in models)
     assert [name for name, value in first.items() if not torch.equal(value, second[name])] == []
 
@@ -153,6 +153,17 @@ def test_ultralytics_processes_know_a_shipped_yaml(tiny_dataset: Path, tmp_path:
     printed, models = launch(tmp_path, LAUNCH, "train", *(f"{key}={value}" for key, value in options.items()))
     assert "torch.distributed.run --nproc_per_node 2" in printed
     assert_in_step(models)
+
+
+def test_ultralytics_processes_mask_the_same_steps(tiny_dataset: Path, tmp_path: Path) -> None:
+    """Gradients are averaged, kernels are not: a process without the masks would go another way."""
+    pytest.importorskip("ultralytics")
+    options = {"model": "yolov5n.yaml", "rep": "repopt", "data": tiny_dataset, "imgsz": 64, "batch": 4, "nbs": 4}
+    options |= {"epochs": 1, "device": "0,1", "workers": 0, "plots": False, "project": tmp_path, "name": "run"}
+    options |= {"optimizer": "SGD", "warmup_epochs": 0}
+    printed, models = launch(tmp_path, LAUNCH, "train", *(f"{key}={value}" for key, value in options.items()))
+    assert printed.count("by masks; every checkpoint is stock") == 1  # told by the first process
+    assert_in_step(models, blocks=0)
 
 
 @needs_package

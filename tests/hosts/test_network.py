@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.commands import bad_files
 from tests.helpers import run_python
 from tests.hosts.stand_in_network import ABSENT, REDIRECTED, SILENT, served
 from tests.hosts.yolov5_helpers import needs_package
 from tests.processes import LAUNCH, NO_NETWORK, run
-from yolorep.hosts.offline import font_file
+from yolorep.hosts.network_setting import font_file
 
 ONLINE = {"YOLO_OFFLINE": "", "YOLO_AUTOINSTALL": "false", "YOLOv5_AUTOINSTALL": "false"}
 OFFLINE = {"YOLO_OFFLINE": "1"}
@@ -139,6 +140,8 @@ def test_yolov5_trains_without_a_network_when_it_has_its_files(
     train = ["train.py", "--weights", "", "--cfg", "yolov5n-rep.yaml", "--data", tiny_dataset, "--project", tmp_path]
     printed = run(SILENT + LAUNCH, "yolov5", *train, *SHORT_YOLOV5, cwd=tmp_path, **config, **ONLINE)
     assert "Traceback" not in printed
+    assert "yolorep: the font of the labels: " in printed
+    assert "urlopen error" not in printed
     assert "1 epochs completed" in printed
 
 
@@ -225,6 +228,25 @@ def test_only_training_runs_the_program_in_a_data_yaml(
         "ultralytics now runs its download: (from pathlib" if mode == "train" else "is not run: only training runs it"
     )
     assert says in printed
+
+
+DATA_READERS = {
+    "verify": ["good.pt", "rep.pt", "--data", "d-download.yaml"],
+    "quantize": ["good.pt", "out.onnx", "--data", "d-download.yaml"],
+    "val": ["model=good.pt", "data=d-download.yaml", "device=cpu"],
+    "export": ["model=good.pt", "data=d-download.yaml", "format=openvino", "int8=True", "imgsz=64", "device=cpu"],
+    "benchmark": ["model=good.pt", "data=d-download.yaml", "imgsz=64", "device=cpu", "format=torchscript"],
+}
+
+
+@pytest.mark.parametrize("command", DATA_READERS)
+def test_no_command_that_reads_data_runs_the_program_in_its_yaml(
+    command: str, tmp_path: Path, config: dict[str, str]
+) -> None:
+    bad_files.make(tmp_path)
+    refused = 0 if command == "benchmark" else 2  # ultralytics' benchmark goes on with a table of failures
+    run(ABSENT + LAUNCH, command, *DATA_READERS[command], cwd=tmp_path, code=refused, **config, **ONLINE)
+    assert not list(tmp_path.rglob("HAS_RUN"))
 
 
 @needs_package

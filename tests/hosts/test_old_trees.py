@@ -13,7 +13,8 @@ import yaml
 from torch import Tensor, nn
 
 from tests.helpers import assert_same, randomize_
-from tests.hosts.yolov5_helpers import TREES, launch, needs_trees
+from tests.hosts.yolov5_helpers import HOSTS, forget_trees, launch
+from tests.processes import yolorep
 from yolorep import expand, hosts
 from yolorep.errors import HostError
 from yolorep.hosts.yolov5 import old_trees
@@ -80,14 +81,15 @@ def fork(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType
     """`models.yolo` of a fork of v5.0, hooked as it is imported."""
     files = {"models/__init__.py": "", "models/common.py": COMMON, "models/yolo.py": MODEL}
     monkeypatch.syspath_prepend(write_tree(tmp_path, files))
-    names = ("models", "models.common", "models.yolo")
-    for name in names:
-        monkeypatch.delitem(sys.modules, name, raising=False)
+    forget_trees(monkeypatch)
     import models.yolo
 
+    hosts.uninstall()
+    hosts.install()  # an earlier test may have imported another `models.yolo`, which took the hook that waits for one
     yield models.yolo
-    for name in names:
+    for name in ("models", "models.common", "models.yolo"):
         sys.modules.pop(name)
+    monkeypatch.undo()
     hosts.uninstall()
     hosts.install()
 
@@ -100,6 +102,11 @@ def test_a_model_without_base_model_is_fused_and_rebuilt(fork: ModuleType) -> No
     fused = rep.fuse()
     assert not any(isinstance(m, nn.BatchNorm2d) for m in fused.modules())
     assert_same(expected, fused(x))
+    # The trees' TensorFlow exports build a fused model a second time, from the rows of its YAML.
+    rows = {"backbone": [[-1, 1, "Conv_C3", [8, 3, 2]]], "head": [[-1, 1, "Conv", [16, 3]]], "rep": "repvgg"}
+    written = fork.Model(rows).eval().fuse().yaml
+    assert [row[2] for row in written["backbone"] + written["head"]] == ["Conv", "Conv"]
+    assert len(rep_blocks(fork.Model(written))) == 2, "the policy stays for a model that is built again"
 
 
 OLD = {
@@ -126,6 +133,7 @@ def test_a_folder_that_is_nearly_a_tree_is_refused_by_name(
     files: dict[str, str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The published package is not run in its place."""
+    forget_trees(monkeypatch)
     monkeypatch.chdir(write_tree(tmp_path, files))
     with pytest.raises(HostError, match=says):
         find_tree()
@@ -174,9 +182,9 @@ def test_onnx_export_is_by_torchscript_unless_asked_otherwise() -> None:
     assert [kwargs["dynamo"] for kwargs in seen] == [False, True]
 
 
-@needs_trees
-@pytest.mark.parametrize("tree", TREES)
-def test_a_tree_trains_detects_exports_and_its_model_deploys(tree: Path, tiny_dataset: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("tree", HOSTS)
+def test_a_tree_trains_validates_detects_exports_and_deploys(tree: Path, tiny_dataset: Path, tmp_path: Path) -> None:
+    """Each step with the rep checkpoint, a failing export too, then validation and detection with the deployed one."""
     before_v6 = old_trees.reads_data_itself(tree)
     model = ["--cfg", "yolov5s.yaml", "--rep", "repvgg"] if before_v6 else ["--cfg", "yolov5n-rep.yaml"]
     short = ["--epochs", "1", "--batch", "4", "--workers", "0", "--noautoanchor"]
@@ -185,9 +193,18 @@ def test_a_tree_trains_detects_exports_and_its_model_deploys(tree: Path, tiny_da
     for cache in tiny_dataset.parent.rglob("*.cache"):
         cache.unlink()  # another age's
     launch("--repo", tree, *train, *short, *common, cwd=tmp_path)
-    weights = tmp_path / "r" / "weights" / "last.pt"
-    images = tiny_dataset.parent / "images" / "val"
-    launch("--repo", tree, "detect.py", "--weights", weights, "--source", images, "--img-size", "64", cwd=tmp_path)
+    weights, deployed = tmp_path / "r" / "weights" / "last.pt", tmp_path / "deployed.pt"
     export = ["models/export.py"] if before_v6 else ["export.py", "--include", "onnx"]
     launch("--repo", tree, *export, "--weights", weights, *common, cwd=tmp_path)
     assert weights.with_suffix(".onnx").is_file()
+    if "dictConfig" in (tree / "utils" / "general.py").read_text():  # replaces its logger's handlers on import
+        refused = ["export.py", "--include", "engine", "--weights", weights]  # TensorRT needs a GPU
+        assert "yolorep: " in launch("--repo", tree, *refused, *common, cwd=tmp_path, code=2)
+    printed = yolorep("deploy", weights, deployed, "--repo", tree, cwd=tmp_path)
+    assert "verified in float64" in " ".join(printed.split())
+    validate = "test.py" if before_v6 else "val.py"
+    images = tiny_dataset.parent / "images" / "val"
+    for file in (weights, deployed):
+        given = ("--weights", file, "--data", tiny_dataset, "--batch", "4", *common)
+        assert "mAP@" in launch("--repo", tree, validate, *given, cwd=tmp_path).replace("mAP50", "mAP@")
+        launch("--repo", tree, "detect.py", "--weights", file, "--source", images, "--img-size", "64", cwd=tmp_path)

@@ -129,8 +129,9 @@ def test_plain_values_are_read_without_running_anything(tmp_path: Path, monkeypa
 
 
 def test_only_a_run_that_was_interrupted_is_resumed(tmp_path: Path) -> None:
-    check_resumes(saved(tmp_path / "last.pt", {"epoch": 0, "model": nn.Identity()}))
-    for content in ({"epoch": -1}, {"model": nn.Identity()}):
+    model = pytest.importorskip("ultralytics.nn.modules").Conv(3, 3)  # a layer of a host
+    check_resumes(saved(tmp_path / "last.pt", {"epoch": 0, "model": model}))
+    for content in ({"epoch": -1, "model": model}, {"model": model}):
         with pytest.raises(CheckpointError, match=r"there is nothing to resume; accepted: the last.pt"):
             check_resumes(saved(tmp_path / "deployed.pt", content))
 
@@ -146,6 +147,16 @@ def test_rep_checkpoints_load_under_the_restriction_of_ultralytics(tmp_path: Pat
     )
     printed = run_python(code, cwd=tmp_path, ULTRALYTICS_SAFE_LOAD="1")
     assert printed.split().count("Results") == 2
+
+
+def test_a_layer_of_torchvision_loads_where_torchvision_is_not_imported(tmp_path: Path) -> None:
+    pytest.importorskip("ultralytics", minversion="8.4.100")
+    rows = "backbone: [[-1, 1, Conv_C3, [16, 3, 2, {se: true}]]]\nhead: [[-1, 1, Classify, [nc]]]\n"
+    (tmp_path / "se.yaml").write_text(f"nc: 2\n{rows}")
+    start = "import sys, yolorep\nfrom ultralytics import YOLO\n"
+    run_python(start + "YOLO('se.yaml', task='classify').save('rep.pt')", cwd=tmp_path)
+    load = start + "print('torchvision' in sys.modules, yolorep.show(YOLO('rep.pt')).layers[0].name)"
+    assert run_python(load, cwd=tmp_path, ULTRALYTICS_SAFE_LOAD="1").split()[-2:] == ["False", "model.0"]
 
 
 def test_pickles_protocols_meet_the_same_rule(tmp_path: Path) -> None:

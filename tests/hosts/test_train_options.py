@@ -40,6 +40,8 @@ SPELLINGS: dict[str, tuple[dict[str, Any], list[str], list[str]]] = {
         ["--rep", "dbb", "--equivalent-l2", "--select", "*.cv2"],
     ),
     "decay-alone": ({"equivalent_l2": False}, ["equivalent_l2=false"], ["--equivalent_l2", "false"]),
+    "gains": ({"rep": "dbb", "gain_lr": 10}, ["rep=dbb", "gain_lr=10"], ["--rep", "dbb", "--gain-lr", "10"]),
+    "gains-alone": ({"gain_lr": 2.5}, ["gain_lr=2.5"], ["--gain_lr=2.5"]),
     "nothing": ({}, [], []),
 }
 
@@ -70,6 +72,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "kind-beside": ({"rep": 4, "select": 4}, "^rep: options must be a mapping, got 4"),
     "select-alone": ({"select": 4}, "^select says more about rep, which is not given"),
     "twice": ({"rep": {"select": 4}, "select": 5}, "^select is given twice"),
+    "gains": ({"gain_lr": 0}, "^gain_lr: 0 is not accepted; accepted: a positive number, such as 10$"),
+    "gains-text": ({"gain_lr": "fast"}, "^gain_lr: 'fast' is not accepted"),
     "decay": ({"equivalent_l2": "yes"}, "^equivalent_l2: 'yes' is not accepted; accepted: true, false$"),
 }
 
@@ -122,7 +126,9 @@ def train(model: Any, data: Path, folder: Path, **options: Any) -> dict[str, Any
     def on_train_start(trainer: Any) -> None:
         state = {key: value.detach().clone() for key, value in trainer.model.state_dict().items()}
         seen.update(blocks=len(rep_blocks(trainer.model)), state=state, save=trainer.wdir, epoch=trainer.start_epoch)
+        seen.update(hooks=len(trainer.optimizer._optimizer_step_pre_hooks))
         seen.update(groups=[len(group["params"]) for group in trainer.optimizer.param_groups])
+        seen.update(rates=[group["initial_lr"] for group in trainer.optimizer.param_groups])
         if options.get("epochs") == 2 and not options.get("resume"):
             trainer.add_callback("on_model_save", _interrupt)
 
@@ -154,7 +160,7 @@ def stock_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def interrupted(stock_file: Path, tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A stock checkpoint, expanded and trained for one epoch of two."""
     folder = tmp_path_factory.mktemp("interrupted")
-    return train(load(stock_file), tiny_dataset, folder, rep="repvgg", equivalent_l2=True, epochs=2)
+    return train(load(stock_file), tiny_dataset, folder, rep="repvgg", equivalent_l2=True, gain_lr=4, epochs=2)
 
 
 def test_training_expands_a_stock_checkpoint(interrupted: dict[str, Any], stock_file: Path) -> None:
@@ -171,6 +177,31 @@ def test_training_expands_a_stock_checkpoint(interrupted: dict[str, Any], stock_
     assert not any(gain.any() for gain in gains)
 
 
+def test_repopt_trains_and_resumes_a_stock_model(stock_file: Path, tiny_dataset: Path, tmp_path: Path) -> None:
+    """No layer of the checkpoint is yolorep's, and the optimizer has its mask again after a resume."""
+    first = train(load(stock_file), tiny_dataset, tmp_path, rep="repopt(small=0.5)", epochs=2)
+    assert first["blocks"] == 0
+    assert first["hooks"] == 1
+    last = first["save"] / "last.pt"
+    kinds = {type(module).__module__ for module in load(last).model.modules()}
+    assert not any(kind.startswith("yolorep") for kind in kinds)
+    again = train(load(last), tiny_dataset, tmp_path, resume=True, epochs=2)
+    assert (again["epoch"], again["hooks"]) == (1, 1)
+    assert load(last).model.yaml["rep"]["block"] == "repopt(small=0.5)"
+
+
+def test_repopt_from_a_yaml_starts_as_the_sum_of_its_kernels(tiny_dataset: Path, tmp_path: Path) -> None:
+    stock, repopt = (
+        train(load("yolov8n.yaml"), tiny_dataset, tmp_path / name, **options)["state"]
+        for name, options in {"stock": {}, "repopt": {"rep": "repopt"}}.items()
+    )
+    assert stock.keys() == repopt.keys()
+    key = "model.2.m.0.cv1.conv.weight"  # in = out: an identity was added
+    middle = repopt[key][:, :, 1, 1].diagonal()
+    assert middle.mean() > 0.7
+    assert stock[key][:, :, 1, 1].diagonal().mean() < 0.3
+
+
 def test_resume_needs_no_option_again(interrupted: dict[str, Any], tiny_dataset: Path, tmp_path: Path) -> None:
     last = interrupted["save"] / "last.pt"
     for again in ({"rep": "repvgg"}, {"equivalent_l2": False}):
@@ -182,6 +213,9 @@ def test_resume_needs_no_option_again(interrupted: dict[str, Any], tiny_dataset:
     assert len(rep_blocks(saved)) == interrupted["blocks"]
     assert saved.yaml["rep"] == {"block": "repvgg", "identity": "auto"}
     assert saved.yaml["equivalent_l2"] is True
+    assert saved.yaml["gain_lr"] == 4
+    assert seen["rates"] == interrupted["rates"]
+    assert max(seen["rates"]) == pytest.approx(4 * min(seen["rates"]))
 
 
 def test_training_from_a_yaml_begins_with_fresh_branches(tiny_dataset: Path, tmp_path: Path) -> None:
@@ -202,6 +236,8 @@ def test_a_training_that_does_not_begin_leaves_the_model(stock_file: Path, tmp_p
         ({"rep": "repvgg", "select": "none.*"}, BlockError),
         ({"rep": "dbb", "equivalent_l2": True}, BlockError),
         ({"equivalent_l2": True}, BlockError),
+        ({"gain_lr": 10}, BlockError),
+        ({"rep": "repvgg", "start": "split"}, BlockError),
         ({"rep": "repvgg", "select": [*"ab"], "identity": "none"}, BlockError),
     ):
         with pytest.raises(error):

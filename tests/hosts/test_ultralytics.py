@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.gallery import GALLERY
 from tests.helpers import assert_same_outputs, randomize_, run_python
 from yolorep import HostError, deploy, expand, hosts
 from yolorep.hosts.hooks import MARK
@@ -22,7 +23,11 @@ tasks = pytest.importorskip("ultralytics.nn.tasks")
 
 # rep YAML and the YAML of ultralytics that it deploys to
 STOCK = {f"yolov5{scale}-rep.yaml": f"yolov5{scale}.yaml" for scale in "nsmlx"}
-STOCK |= {"yolov5s6-rep.yaml": "yolov5s-p6.yaml"}
+STOCK |= {
+    "yolov5s6-rep.yaml": "yolov5s-p6.yaml",
+    "yolov6n-rep.yaml": "yolov6n.yaml",
+    "yolov6s-rep.yaml": "yolov6s.yaml",
+}
 DETECTORS = sorted(name for name in shipped() if not name.startswith("repvgg-"))
 Detector = Callable[[str], nn.Module]
 
@@ -53,13 +58,15 @@ def test_shipped_models_build_by_name_anywhere(yaml: str, tmp_path: Path, monkey
 
 def test_every_shipped_model_has_a_known_stock_form() -> None:
     own_form = {"yolov5s-rep-k33.yaml", "yolov5s-repvgg.yaml", "yolov5n-seg-rep.yaml", "yolov5s-seg-rep.yaml"}
-    assert set(DETECTORS) - set(STOCK) == own_form
+    assert set(DETECTORS) - set(STOCK) == own_form | set(GALLERY)
 
 
 @pytest.mark.parametrize("yaml", DETECTORS)
 def test_shipped_files_name_each_key_once(yaml: str) -> None:
     keys = [line.split(":")[0] for line in shipped()[yaml].read_text().splitlines() if line[:1].isalpha()]
-    assert keys == ["nc", "depth_multiple", "width_multiple", "anchors", "backbone", "head"]
+    written = ["base", "nc", "depth_multiple", "width_multiple", "activation", "rep", "anchors", "backbone", "head"]
+    assert keys == [key for key in written if key in keys]
+    assert "base" in keys or set(written) - {"base", "activation", "rep"} <= set(keys)
 
 
 def test_the_repvgg_backbone_has_blocks_only(detector: Detector) -> None:
@@ -208,12 +215,15 @@ def test_uninstall_puts_everything_back(unhooked: None) -> None:
     assert rep_blocks(build("yolov5n-rep.yaml"))
 
 
-@pytest.mark.parametrize("missing", ["parse_model", "check_yaml", "BaseModel.fuse", "BaseModel.load"])
+@pytest.mark.parametrize(
+    "missing",
+    ["parse_model", "check_yaml", "yaml_model_load", "BaseModel.fuse", "BaseModel.load", "BaseModel.is_fused"],
+)
 def test_a_host_of_another_shape_is_a_host_error(missing: str) -> None:
     module = ModuleType("ultralytics.nn.tasks")
     module.__file__ = "site-packages/ultralytics/nn/tasks.py"
-    module.parse_model, module.check_yaml = print, print
-    module.BaseModel = SimpleNamespace(fuse=print, load=print)
+    module.parse_model = module.check_yaml = module.yaml_model_load = print
+    module.BaseModel = SimpleNamespace(fuse=print, load=print, is_fused=print)
     owner = module.BaseModel if "." in missing else module
     delattr(owner, missing.rpartition(".")[2])
     before = dict(vars(module))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from yolorep import deploy, expand
+from yolorep import deploy, expand, verify
 from yolorep.stock_layers import rep_blocks
 
 ultralytics = pytest.importorskip("ultralytics")
@@ -37,7 +37,7 @@ def train(model: Any, data: Path, folder: Path, **options: Any) -> dict[str, Any
     quiet = {"workers": 0, "device": "cpu", "plots": False, "amp": False, "verbose": False}
     steps = {"imgsz": 64, "batch": 4, "nbs": 4, "epochs": 1, "optimizer": "SGD", "warmup_epochs": 0}
     model.train(data=str(data), project=str(folder), **{**quiet, **steps, **options})
-    return seen
+    return {**seen, "yolo": model}
 
 
 def load(path: Path) -> Any:
@@ -66,6 +66,16 @@ def test_a_trained_checkpoint_detects_as_its_deployed_form(trained: dict[str, An
     assert torch.equal(boxes.cls, deployed.cls)
     assert torch.allclose(boxes.xyxy, deployed.xyxy, atol=1e-2)
     assert torch.allclose(boxes.conf, deployed.conf, atol=1e-5)
+
+
+def test_a_model_is_deployed_and_saved_after_its_training(trained: dict[str, Any], tmp_path: Path) -> None:
+    """The `YOLO` that trained holds a trainer and, after predict, a lock: neither can be copied."""
+    yolo = trained["yolo"]
+    yolo.predict(torch.rand(1, 3, 64, 64), device="cpu", verbose=False)
+    deploy(yolo).save(tmp_path / "deployed.pt")
+    assert rep_blocks(load(tmp_path / "deployed.pt").model) == []
+    assert yolo.trainer is not None
+    assert verify(load(trained["save"] / "best.pt").model, deploy(yolo).model).ok
 
 
 def test_training_learns_in_every_branch(trained: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.foreign.lookalikes import RepVGGBlock
 from tests.helpers import assert_same_outputs, randomize_
 from yolorep import HostError, deploy
 from yolorep.hosts import weight_transfer
@@ -135,3 +136,18 @@ def test_branches_without_a_place_are_refused() -> None:
             weight_transfer.check_room(rep, target)
         said = int(re.match(r"\d+", str(error.value)).group())  # type: ignore[union-attr]
         assert count in (None, said)
+
+
+def test_folded_blocks_of_another_project_are_not_dropped_on_transfer() -> None:
+    """A model built from the YAML has the branches again, and the folded weights have no place there."""
+    made = build(None)
+    made.model[0] = RepVGGBlock(3, 8)
+    fresh, folded = copy.deepcopy(made), deploy(made.eval())
+    for check in (
+        lambda: fresh.load(folded),
+        lambda: weight_transfer.check_room(folded.state_dict(), fresh.state_dict()),
+    ):
+        with pytest.raises(HostError, match=r"1 blocks of the weights \(model\.0 .*before yolorep deploy"):
+            check()
+    folded.load(folded)
+    fresh.load(fresh)

@@ -3,31 +3,34 @@
 from __future__ import annotations
 
 import sys
-from importlib.util import find_spec
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
+import torch
 from torch import nn
 
 from tests.helpers import run_python
-from tests.hosts.yolov5_helpers import TREES, needs_package, plain
+from tests.hosts.yolov5_helpers import HOSTS, forget_trees, needs_package, plain
 from yolorep import hosts
 from yolorep.errors import BlockError, HostError
 from yolorep.hosts.yolov5 import model_hooks
 
-PACKAGE = [Path(find_spec("yolov5").origin).parent] if find_spec("yolov5") else []  # type: ignore[union-attr, arg-type]
-
 
 @pytest.fixture(autouse=True)
-def utils(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
-    """What a stand-in `models.yolo` has imported."""
+def utils(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, ModuleType]]:
+    """What a stand-in `models.yolo` has imported, in a process without any other tree."""
+    forget_trees(monkeypatch)
     functions = {"utils.general": "intersect_dicts", "utils.torch_utils": "smart_optimizer"}
     modules = {name: ModuleType(name) for name in functions}
     for name, module in modules.items():
-        setattr(module, functions[name], lambda model, *args: model)
+        setattr(module, functions[name], lambda *args: torch.optim.SGD([torch.zeros(1)], lr=1.0))
         monkeypatch.setitem(sys.modules, name, module)
-    return modules
+    yield modules
+    monkeypatch.undo()
+    hosts.uninstall()
+    hosts.install()  # a tree of an earlier test is there again, and a test has taken the hooks away without it
 
 
 def fake_yolo(**changes: object) -> ModuleType:
@@ -190,7 +193,7 @@ def test_yolov5_package_leaves_its_twins_layers_unfused_without_the_hooks(tmp_pa
     assert run_python(code, cwd=tmp_path).split()[-2] == "57"
 
 
-@pytest.mark.parametrize("host", [*PACKAGE, *TREES] or [pytest.param(None, marks=pytest.mark.skip("no YOLOv5 here"))])
+@pytest.mark.parametrize("host", HOSTS)
 def test_yolov5_detects_with_a_rep_checkpoint_in_its_own_script(host: Path, tiny_dataset: Path, tmp_path: Path) -> None:
     """No line of the script knows yolorep: reading the checkpoint brings the hooks."""
     code = (

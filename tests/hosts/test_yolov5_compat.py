@@ -41,6 +41,23 @@ def test_compat_stands_in_for_modules_that_are_missing() -> None:
     assert run_python(code, MPLBACKEND="Agg").strip() == "unknown"
 
 
+def test_a_trees_check_of_its_requirements_runs_and_installs_nothing(tmp_path: Path) -> None:
+    """The calls are those of `check_requirements` in v5.0 to v7.0, which prints what fails in it."""
+    code = HIDE + (
+        "from yolorep.hosts.yolov5.compat import stand_in\n"
+        "stand_in()\n"
+        "import pkg_resources as pkg\n"
+        "wanted = [f'{x.name}{x.specifier}' for x in pkg.parse_requirements(open('requirements.txt'))]\n"
+        "for r in [*wanted, 'no-such-package>=1']:\n"
+        "    try:\n"
+        "        pkg.require(r)\n"
+        "    except (pkg.VersionConflict, pkg.DistributionNotFound):\n"
+        "        print('would install', r)\n"
+    )
+    (tmp_path / "requirements.txt").write_text("no-such-package>=1\n")
+    assert run_python(code, cwd=tmp_path) == ""
+
+
 def test_compat_leaves_what_is_there() -> None:
     code = (
         "import sys, types, numpy as np, os\n"
@@ -61,7 +78,7 @@ def test_compat_stands_in_for_functions_that_are_gone() -> None:
         "for owner, name in ((np, 'trapz'), (np, 'int'), (ImageFont.FreeTypeFont, 'getsize')):\n"
         "    if name in vars(owner): delattr(owner, name)\n"
         "from yolorep.hosts.yolov5.compat import stand_in\n"
-        "from yolorep.hosts.offline import font_file\n"
+        "from yolorep.hosts.network_setting import font_file\n"
         "stand_in()\n"
         "font = ImageFont.truetype(str(font_file()), 20)\n"
         "one, two = font.getsize('m'), font.getsize('mm')\n"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.hosts.yolov5_helpers import launch
+from tests.hosts.yolov5_helpers import forget_trees, launch
 from yolorep.errors import HostError
 from yolorep.hosts.yolov5.launcher import run_script
 from yolorep.hosts.yolov5.tree import find_tree
@@ -144,7 +144,24 @@ def test_launcher_says_what_is_wrong_in_one_sentence(
     assert len(printed.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("listed", "line"), [("# needs\nabsent_one>=1\n", "-r {tree}/requirements.txt"), ("absent\n", "absent_one")]
+)
+def test_a_missing_package_is_installed_with_what_the_tree_lists(
+    tree: Path, listed: str, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forget_trees(monkeypatch)
+    (tree / "train.py").write_text("import absent_one")
+    (tree / "requirements.txt").write_text(listed)
+    with pytest.raises(HostError) as error:
+        run_script("train.py", [], tree)
+    assert (
+        str(error.value) == f"train.py needs absent_one, which is not installed: pip install {line.format(tree=tree)}"
+    )
+
+
 def test_launcher_refuses_what_is_not_a_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forget_trees(monkeypatch)
     (tmp_path / "train.py").write_text("")
     with pytest.raises(HostError, match=r"is not a YOLOv5 tree \(no models/yolo.py.*accepted: YOLOv5"):
         run_script("train.py", [], tmp_path)

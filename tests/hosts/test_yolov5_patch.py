@@ -77,6 +77,24 @@ def test_patching_refuses_what_it_does_not_know(tmp_path: Path) -> None:
         patch.run(tmp_path, check=True)
 
 
+LINES = ["import yolorep", "import yolorep  # mine", "from yolorep import Conv_C3", "    import yolorep"]
+
+
+@pytest.mark.parametrize("line", LINES)
+@pytest.mark.parametrize("known", [True, False])
+def test_patching_does_not_ask_for_a_line_that_is_there(line: str, known: bool, tmp_path: Path) -> None:
+    """By the owner's hand, in a tree that a patch fits as in one that none fits."""
+    file = write_tree(tmp_path, "yolov5-v7.0")
+    text = file.read_text() if known else file.read_text().replace("sorted(save)", "save")
+    file.write_text(f"try:\n{line}\nexcept ImportError: pass\n{text}" if line[0] == " " else f"{line}\n{text}")
+    before = file.read_bytes()
+    assert patch.run(tmp_path, check=True) == f"{tmp_path} is patched, by a line of its owner's"
+    for revert in (False, True):
+        says = f"{tmp_path} is patched, by a line of its owner's; nothing to do"
+        assert patch.run(tmp_path, revert=revert) == says
+    assert file.read_bytes() == before
+
+
 def test_patching_leaves_the_file_when_writing_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = write_tree(tmp_path, "yolov5-master")
     stock = file.read_bytes()

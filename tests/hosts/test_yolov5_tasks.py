@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from tests.helpers import run_python
 from tests.hosts.scenes import write_scenes
-from tests.hosts.yolov5_helpers import TREES, launch
+from tests.hosts.yolov5_helpers import HOSTS, launch
 from tests.processes import yolorep
 
-PACKAGE = [Path(find_spec("yolov5").origin).parent] if find_spec("yolov5") else []  # type: ignore[union-attr, arg-type]
-HOSTS = [*PACKAGE, *TREES] or [pytest.param(None, marks=pytest.mark.skip("optional host: no YOLOv5 here"))]
 SHORT = ["--img", "64", "--epochs", "1", "--batch-size", "4", "--device", "cpu", "--workers", "0", "--name", "run"]
 
 # Deploys and verifies a checkpoint, after one epoch of which a segmenter is made to find something.

@@ -10,6 +10,7 @@ import pytest
 
 from tests.helpers import run_python
 from tests.hosts.yolov5_helpers import launch, needs_package
+from tests.processes import yolorep
 
 pytestmark = needs_package
 
@@ -56,6 +57,33 @@ def test_yolov5_training_keeps_blocks_on_resume(trained: Path, tmp_path: Path) -
     transferred, total = map(int, re.search(r"Transferred (\d+)/(\d+) items", printed).groups())  # type: ignore[union-attr]
     assert transferred == total
     assert blocks_and_classes(weights / "last.pt") == [[BLOCKS, 2]]
+
+
+STOCK = """
+import sys, torch
+from yolorep.hosts.yolov5.compat import make_runnable
+make_runnable()
+for file in sys.argv[1:]:
+    model = torch.load(file, weights_only=False)["model"]
+    kinds = {type(module).__module__.partition(".")[0] for module in model.modules()}
+    print(sorted(kinds), model.yaml["rep"]["block"])
+"""
+
+
+def test_yolov5_trains_and_resumes_a_stock_model_with_repopt(tiny_dataset: Path, tmp_path: Path) -> None:
+    """The optimizer of the resumed run has its masks again, and every checkpoint is the tree's own layers."""
+    options = ["--cfg", "yolov5n.yaml", "--weights", "", "--rep", "repopt", "--data", tiny_dataset, "--epochs", "2"]
+    printed = launch(*TRAIN, *options, "--save-period", "1", "--project", "runs", "--name", "repopt", cwd=tmp_path)
+    told = re.findall(r"yolorep: repopt steps the kernels of \d+ convolutions by masks", printed)
+    assert len(told) == 1
+    weights = tmp_path / "runs" / "repopt" / "weights"
+    (weights / "last.pt").unlink()
+    printed = launch("train.py", "--resume", "runs/repopt/weights/epoch0.pt", cwd=tmp_path)
+    assert told[0] in printed
+    found = run_python(STOCK, weights / "epoch0.pt", weights / "last.pt").splitlines()[-2:]
+    assert found == ["['models', 'torch'] repopt"] * 2 or found == ["['torch', 'yolov5'] repopt"] * 2
+    said = yolorep("deploy", weights / "last.pt", "out.pt", cwd=tmp_path, code=2)
+    assert "has no rep blocks: it is deployed, or stock, already" in " ".join(said.split())
 
 
 def test_yolov5_validates_and_detects_with_a_rep_checkpoint(trained: Path, tiny_dataset: Path) -> None:

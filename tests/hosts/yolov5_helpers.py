@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from tests.processes import NO_NETWORK, run, yolorep
-from yolorep.hosts.offline import font_file
+from yolorep.hosts.network_setting import font_file
 
 # Checkouts to test with besides the published package: their folders, separated as in PATH.
 TREES = [Path(p) for p in os.environ.get("YOLOREP_YOLOV5_TREES", "").split(os.pathsep) if p]
 
+PACKAGE = [Path(spec.origin).parent] if (spec := find_spec("yolov5")) is not None and spec.origin else []
+HOSTS = [*PACKAGE, *TREES] or [pytest.param(None, marks=pytest.mark.skip("optional host: no YOLOv5 here"))]
 needs_package = pytest.mark.skipif(find_spec("yolov5") is None, reason="optional host: pip install 'yolorep[yolov5]'")
 needs_trees = pytest.mark.skipif(not TREES, reason="optional host: YOLOREP_YOLOV5_TREES names YOLOv5 checkouts")
 
@@ -36,3 +39,9 @@ def plain(script: Path, *arguments: object, cwd: Path, **env: str) -> str:
     (cwd / "config" / "Arial.ttf").write_bytes(font_file().read_bytes())
     env = {"YOLOV5_CONFIG_DIR": str(cwd / "config"), "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1", **env}
     return run(NO_NETWORK + SCRIPT, script, *arguments, cwd=cwd, optional="IPython", **env)  # v7.0 imports it
+
+
+def forget_trees(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the modules of every YOLOv5 tree out of this process, which an earlier test may have run a tree in."""
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("models", "utils", "yolov5")]:
+        monkeypatch.delitem(sys.modules, name)

@@ -8,9 +8,9 @@ import cv2
 import numpy as np
 import pytest
 
+from yolorep.calibration import calibration_files, check_validation, class_names, letterboxed
 from yolorep.errors import HostError, UsageError
 from yolorep.quantization import schemes
-from yolorep.quantization.images import calibration_files, class_names, letterboxed
 from yolorep.quantization.report import Candidate, QuantizationReport
 from yolorep.quantization.schemes import SCHEMES, chosen_schemes
 
@@ -60,6 +60,7 @@ def test_a_list_of_images_is_read(tiny_dataset: Path, tmp_path: Path) -> None:
     [
         ("train: none\nval: none\nnames: [a]\n", UsageError, "no calibration images in"),
         ("names: [a]\n", UsageError, "has no train: entry"),
+        ("val: images\nnames: [a]\n", UsageError, "has no train: entry"),
         ("- a\n", HostError, "is not a data YAML"),
         ("a: [\n", HostError, "is not YAML"),
     ],
@@ -70,6 +71,29 @@ def test_data_without_images_gets_a_sentence(tmp_path: Path, text: str, error: t
         calibration_files(tmp_path / "data.yaml", 1)
     with pytest.raises(UsageError, match="does not exist"):
         calibration_files(tmp_path / "absent.yaml", 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("train: images\nnames: [a]\n", "has no val: entry"),
+        ("train: images\nval: none\nnames: [a]\n", "no validation images in .*none; accepted: a data set whose val:"),
+    ],
+)
+def test_data_that_cannot_be_validated_with_gets_a_sentence(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "data.yaml").write_text(text)
+    with pytest.raises(UsageError, match=said):
+        check_validation(tmp_path / "data.yaml")
+
+
+def test_listed_images_that_do_not_exist_are_told(tiny_dataset: Path, tmp_path: Path) -> None:
+    files = calibration_files(tiny_dataset, 3)
+    (tmp_path / "train.txt").write_text("\n".join([*map(str, files), "absent.png"]))
+    (tmp_path / "data.yaml").write_text("train: train.txt\nval: train.txt\nnames: [a, b]\n")
+    told: list[str] = []
+    assert calibration_files(tmp_path / "data.yaml", 9, told.append) == files
+    missing = f"{tmp_path / 'absent.png'}"
+    assert told == [f"1 of 4 images of {tmp_path / 'train.txt'} do not exist, such as {missing}"]
 
 
 def test_letterboxed_images_are_rgb_from_zero_to_one(tmp_path: Path) -> None:
@@ -97,6 +121,19 @@ def test_the_fastest_scheme_within_tolerance_is_chosen() -> None:
     found.seconds = {"float32": 4.0, "fast": 1.0, "slow": 3.0, "middle": 2.0}
     assert found.chosen.scheme == "middle"
     assert [found.within(candidate) for candidate in found.candidates[1:]] == [False, True, True]
+
+
+def test_fine_tuning_is_chosen_by_accuracy_and_its_float_model_never() -> None:
+    found = report(fast=0.4, slow=0.0)
+    found.candidates += [
+        Candidate("float32", {"mAP50-95": 0.6}, 4, finetuned=2),
+        Candidate("fast", {"mAP50-95": 0.5}, 1, finetuned=2),
+    ]
+    found.seconds = {"float32": 4.0, "fast": 1.0, "slow": 3.0, "float32, fine-tuned": 0.5, "fast, fine-tuned": 1.1}
+    assert found.chosen.label == "fast, fine-tuned"
+    found.candidates[-1] = Candidate("fast", {"mAP50-95": 0.49}, 1, finetuned=2)
+    assert found.chosen.label == "fast"
+    assert found.chosen.label in {row["label"] for row in found.record()["candidates"]}
 
 
 def test_the_most_accurate_scheme_is_chosen_where_none_is_within_tolerance() -> None:

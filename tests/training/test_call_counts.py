@@ -14,7 +14,18 @@ from yolorep import Conv_C3
 from yolorep.blocks import decay_equivalent_kernels_
 
 # Operations that change how a tensor is seen, and launch nothing.
-VIEWS = {"alias", "as_strided", "detach", "expand", "permute", "select", "slice", "split", "split_with_sizes"}
+VIEWS = {
+    "alias",
+    "as_strided",
+    "detach",
+    "diagonal",
+    "expand",
+    "permute",
+    "select",
+    "slice",
+    "split",
+    "split_with_sizes",
+}
 VIEWS |= {"squeeze", "t", "transpose", "unsqueeze", "view", "_reshape_alias", "_unsafe_view"}
 
 

@@ -51,7 +51,7 @@ def bench(
 ) -> list[Result]:
     """Time the forms of one subject, interleaved, under each combination of the settings.
 
-    watch: called with the name of each run; what it returns is called after each of its rounds.
+    watch: called with the name of each run; returns a function that is called after each round of that run.
 
     Raises:
         UsageError: a setting that is not accepted, or that the subject or the device cannot do.
@@ -83,7 +83,23 @@ def best_device() -> str:
 
 
 def _placed(form: nn.Module, device: torch.device, precision: str, layout: str) -> nn.Module:
-    return deepcopy(form).to(device, PRECISIONS[precision]).to(memory_format=LAYOUTS[layout])  # type: ignore[call-overload]
+    return in_layout_(deepcopy(form).to(device, PRECISIONS[precision]), LAYOUTS[layout])
+
+
+def in_layout_(model: nn.Module, layout: torch.memory_format) -> nn.Module:
+    """Bring the parameters and buffers of four dimensions into a memory format in place; return the model.
+
+    `Module.to(memory_format=...)` fails for models of older YOLOv5 trees, which have a buffer of five dimensions.
+
+    Example:
+        >>> conv = in_layout_(nn.Conv2d(3, 8, 3), torch.channels_last)
+        >>> conv.weight.is_contiguous(memory_format=torch.channels_last)
+        True
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.dim() == 4:
+            tensor.data = tensor.data.contiguous(memory_format=layout)
+    return model
 
 
 def checked(settings: Settings) -> torch.device:

@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from yolorep.errors import UsageError
+from yolorep.errors import UsageError, first_line
+from yolorep.paths import exists
 
 PACKAGES = ("yolorep", "ultralytics", "yolov5", "torch", "torchvision", "numpy")
 ALLOCATOR_SETTINGS = ("MALLOC_", "LD_PRELOAD")  # prefixes of environment variables that change memory allocation
@@ -42,7 +43,7 @@ def describe(script: str, device: str, flags: Mapping[str, Any] | None = None, *
     """Return the head of a record: date, script, command line, commit, machine and package versions.
 
     script: name of the command or benchmark. device: 'cpu', 'cuda' or 'cuda:N'. flags: `torch_flags()` taken while
-    measuring; by default those of now. more: further entries, such as the schedule of a training.
+    measuring; by default today's. more: further entries, such as the schedule of a training.
     """
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -111,6 +112,21 @@ def write_json(file: Path, record: Mapping[str, Any]) -> None:
     replace_together({file: as_json(record)})
 
 
+def read_json(file: Path) -> dict[str, Any]:
+    """Read a record that `write_json` wrote.
+
+    Raises:
+        UsageError: it cannot be read, or holds something else.
+    """
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{file} cannot be read ({first_line(error)}); accepted: another folder") from None
+    if not isinstance(record, dict):
+        raise UsageError(f"{file} is not a record of yolorep; accepted: another folder")
+    return record
+
+
 def as_json(record: Mapping[str, Any]) -> str:
     """Return a record as the text of its JSON file."""
     return json.dumps(record, indent=1, ensure_ascii=False) + "\n"
@@ -151,7 +167,8 @@ def check_folder(folder: Path) -> None:
     Raises:
         UsageError: they cannot.
     """
-    nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
+    exists(folder / "bench.json")  # raises where the system does not take such a path
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise UsageError(f"{folder} cannot be written to; accepted for --out: a folder, or the name of a new one")
 

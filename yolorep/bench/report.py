@@ -7,6 +7,7 @@ from dataclasses import asdict
 from itertools import cycle, zip_longest
 from pathlib import Path
 from statistics import median
+from textwrap import fill
 from typing import Any
 
 import torch
@@ -40,7 +41,7 @@ def table(results: Sequence[Result], settings: Settings) -> Table:
 def write(
     results: Sequence[Result], settings: Settings, stem: Path, script: str = "yolorep bench"
 ) -> tuple[Path, Path]:
-    """Write `stem`.json and `stem`.png, both or neither; replaces those of an earlier run and returns both paths.
+    """Write `stem`.json and `stem`.png, both or neither, replacing an earlier run's; return both paths.
 
     Raises:
         UsageError: they cannot be written.
@@ -77,7 +78,7 @@ def plot(results: Sequence[Result], settings: Settings, file: Path) -> None:
             axis.annotate(f"{ratio.median:.2f}", (x, ratio.high), **above)
     axis.set_xticks(range(len(results)), [_group(r) for r in results], fontsize=8)
     axis.set_ylabel(f"time / time {DEPLOYED}")
-    axis.set_title(_conditions(results, settings), fontsize=9)
+    axis.set_title(fill(_conditions(results, settings), int(12 * figure.get_figwidth())), fontsize=9)
     axis.margins(y=0.15)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False, ncols=min(len(shown), 4), fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2))

@@ -24,7 +24,7 @@ from yolorep.stock_layers import rep_blocks
 
 UNFUSED, DEPLOYED, STOCK, CONVOLUTION = "unfused", "deployed", "stock", "convolution"
 TORCHVISION = "torchvision:"
-CLASSIFIER_PIXELS = TASKS["classify"].pixels  # what torchvision's are trained with too, and some accept alone
+CLASSIFIER_PIXELS = TASKS["classify"].pixels  # as torchvision's classifiers; some accept no other size
 BLOCK_PIXELS = 64  # of a feature map, as a block meets it
 
 
@@ -77,7 +77,7 @@ def is_block(what: str) -> bool:
 def of_block(block: str, channels: int) -> Subjects:
     """One `Conv_C3` with its branches and switched, and YOLO's convolution, batch norm and activation as they are.
 
-    The convolution alone is timed too: less than that no folding can leave.
+    The convolution alone is timed too, as the lower bound that folding can reach.
     """
     act = nn.SiLU(inplace=True)  # as both hosts set it in the models that they build
     unfused, stock = (Conv_C3(channels, channels, act=act, block=b).eval() for b in (block, "plain"))
@@ -90,8 +90,8 @@ def of_block(block: str, channels: int) -> Subjects:
 def of_model(name: str, model: nn.Module) -> Subjects:
     """A host's model in evaluation mode: as it is, folded and fused by its host, and its stock model, fused too.
 
-    A model without rep blocks has no third form, nor has a classifier whose head no stock row describes, or that a
-    YOLOv5 tree made, which is of no YAML.
+    The stock form is left out for a model without rep blocks, for a classifier whose head no stock row describes, and
+    for a classifier of a YOLOv5 tree, which has no YAML.
     """
     forms = {UNFUSED: model}
     with quiet():
@@ -119,13 +119,15 @@ def of_torchvision(name: str) -> Subjects:
     try:
         model = _settled(models.get_model(name, weights=None), CLASSIFIER_PIXELS)
         fused = fuse(model)
-    except Exception as error:  # whatever its own code raises when it is run, and then traced
+    except Exception as error:  # other people's code can raise anything when it is run and traced
         raise UsageError(f"{name} of torchvision cannot be built and folded: {first_line(error)}") from None
     return Subjects(name, {UNFUSED: model, DEPLOYED: fused}, channels=3, pixels=CLASSIFIER_PIXELS)
 
 
 def beside(subjects: Subjects, others: Sequence[Subjects]) -> Subjects:
     """`subjects` with the deployed form of each of the others, under its name, to be timed in the same rounds.
+
+    A name that is taken, by a form of `subjects` or by one of the others, gets a number: `best (2)`.
 
     Raises:
         UsageError: one of them takes another number of channels.
@@ -136,16 +138,20 @@ def beside(subjects: Subjects, others: Sequence[Subjects]) -> Subjects:
                 f"{other.name} takes {other.channels} channels and {subjects.name} {subjects.channels}: "
                 "one input does not fit both"
             )
-    forms = {other.name: other.forms[DEPLOYED] for other in others}
-    return replace(
-        subjects, forms=subjects.forms | forms, stride=lcm(subjects.stride, *(other.stride for other in others))
-    )
+    forms = dict(subjects.forms)
+    for other in others:
+        names = (other.name, *(f"{other.name} ({number})" for number in range(2, len(others) + 3)))
+        forms[next(name for name in names if name not in forms)] = other.forms[DEPLOYED]
+    return replace(subjects, forms=forms, stride=lcm(subjects.stride, *(other.stride for other in others)))
 
 
 def _has_stock_yaml(model: nn.Module) -> bool:
     """Whether the model's host can build its stock form."""
     yaml: Any = getattr(model, "yaml", None)
-    return bool(yaml) and not any(row[2] == model_yaml.FC for row in yaml["head"])
+    if not yaml:
+        return False
+    rows = model_yaml.plan(yaml, host_of(model), checked=False).rows
+    return not any(name == model_yaml.FC for name, _ in rows.values())
 
 
 def _pixels(model: nn.Module) -> int:

@@ -1,9 +1,10 @@
 """Blocks: a dense convolution and the linear branches declared beside it, one file per paper."""
 
-from yolorep.blocks import acb, dbb, mobileone, orepa, qarepvgg, replk, repvgg  # noqa: F401  register their blocks
+from yolorep import plugins
+from yolorep.blocks import acb, csla, dbb, mobileone, orepa, qarepvgg, replk, repvgg, twin  # noqa: F401  register their blocks
 from yolorep.blocks.c3 import C3, Bottleneck
 from yolorep.blocks.conv_c3 import Conv_C3
-from yolorep.blocks.linear import MAPS, BNPad2d, ChannelMap, Filter, Scale, Sum
+from yolorep.blocks.linear import MAPS, BNPad2d, ChannelMap, Filter, FixedScale, Scale, Sum
 from yolorep.blocks.registry import BLOCKS, IDENTITIES, Block, block_of, register_block
 from yolorep.blocks.site import Site
 from yolorep.training.decay import decay_equivalent_kernels_
@@ -20,6 +21,7 @@ __all__ = [
     "ChannelMap",
     "Conv_C3",
     "Filter",
+    "FixedScale",
     "Scale",
     "Site",
     "Sum",
@@ -28,3 +30,5 @@ __all__ = [
     "equivalent_l2",
     "register_block",
 ]
+
+plugins.load_all()  # they import from here: last

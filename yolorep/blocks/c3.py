@@ -59,7 +59,7 @@ class Bottleneck(nn.Module):
 class C3(nn.Module):
     """CSP bottleneck with three convolutions: cv3([m(cv1(x)), cv2(x)]), (batch, c1, h, w) to (batch, c2, h, w).
 
-    n: number of bottlenecks. The other arguments are those of `Bottleneck`; the convolutions of the bottlenecks have
+    n: number of bottlenecks. The other arguments are `Bottleneck`'s; the convolutions of the bottlenecks have
     branches, cv1, cv2 and cv3 are plain.
 
     Raises:

@@ -7,15 +7,17 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from yolorep.algebra import Kernel
-from yolorep.blocks.laws import Parts, law_of
+from yolorep.algebra import Kernel, as_pair
+from yolorep.blocks.laws import DENSE_TERM, MASK, Parts, Term, law_of
 from yolorep.blocks.registry import SQUEEZES, block_of, check_options
 from yolorep.blocks.site import Site
-from yolorep.blocks.starts import DENSE, silence_
+from yolorep.blocks.starts import DENSE, gain_of, silence_
 from yolorep.errors import BlockError, FoldError
 from yolorep.folding import chain_of, children_kernels, kernel_of, to_conv
+from yolorep.overrides import overridden
 
 BRANCH = "branch_"
+Size = int | tuple[int, int]
 Result = TypeVar("Result")
 
 
@@ -29,9 +31,10 @@ class Conv_C3(nn.Module):
     `_switch_to_deploy` leaves one convolution and `act`.
 
     c1, c2: input and output channels. k: kernel size, odd. s: stride. p: padding, 'same' if None. g: groups.
-    d: dilation. act: True for SiLU, False or None for no activation, or a module.
+    d: dilation. k, s, p and d may be pairs (vertical, horizontal). act: True for SiLU, False or None for no activation,
+    or a module.
     block: name of a block (`yolorep blocks` lists them), with options as in 'mobileone(branches=6)'.
-    identity: how the input reaches the output where their shapes differ: 'auto', 'conv', 'average', 'select',
+    identity: how the input reaches the output where their shapes differ: 'auto', 'paper', 'conv', 'average', 'select',
     'interpolate' or 'none'. se: squeeze-and-excitation after the sum (arXiv 1709.01507), which stays when the branches
     are folded.
 
@@ -58,11 +61,11 @@ class Conv_C3(nn.Module):
         self,
         c1: int,
         c2: int,
-        k: int = 3,
-        s: int = 1,
-        p: int | None = None,
+        k: Size = 3,
+        s: Size = 1,
+        p: Size | None = None,
         g: int = 1,
-        d: int = 1,
+        d: Size = 1,
         act: bool | nn.Module | None = True,
         *,
         block: str = "repvgg",
@@ -71,12 +74,14 @@ class Conv_C3(nn.Module):
     ) -> None:
         check_options(block, identity)
         super().__init__()
-        padding = d * (k - 1) // 2 if p is None else p
-        self.conv = nn.Conv2d(c1, c2, k, s, padding, groups=g, dilation=d, bias=False)
+        padding = same_padding(k, d) if p is None else p
+        self.conv = _conv(c1, c2, k, s, padding, g, d)
         self.bn = nn.BatchNorm2d(c2)
         activation = self._activation(act)
         self.act = excited(activation, c2) if se else activation
         declared = block_of(block)
+        if declared.law == MASK:
+            raise BlockError(f"block {block!r} adds no branch: it is a way to train a stock layer; accepted in rep=")
         self.attach_(declared.branches(Site(self.conv, self.bn, identity)), block, identity, declared.law)
 
     @classmethod
@@ -117,9 +122,29 @@ class Conv_C3(nn.Module):
         Raises:
             FoldError: a branch does not fold; the message begins with the path of the layer at fault.
         """
+        own = overridden(self, Conv_C3)
+        if own:
+            raise FoldError(f"{type(self).__name__} is a Conv_C3 with a forward of its own ({own}), linear or not")
         if self.deployed:
             return chain_of([("conv", self.conv)])
         return law_of(self.law).kernel(self._parts())
+
+    def terms(self) -> list[Term]:
+        """Return the float64 kernel of the dense branch, and of each extra one, by name: what each adds to the output.
+
+        Raises:
+            FoldError: as `linear_kernel`.
+        """
+        return law_of(self.law).terms(self._parts())
+
+    def gains(self) -> dict[str, Tensor | None]:
+        """Return the last gain of each path by the names of `terms`: a batch norm's gamma or a learned scale.
+
+        None where a path has no gain of its own, as the dense one of a block with one batch norm after the sum.
+        """
+        dense = [self.bn] if self.law == "each" else [layer for _, layer in self._named(DENSE)]
+        layers = {DENSE_TERM: dense, **{name: [branch] for name, branch in self.branches()}}
+        return {name: gain_of(*path) for name, path in layers.items()}
 
     def _parts(self) -> Parts:
         return Parts(self.conv, self.bn, dict(self._named(BRANCH)), dict(self._named(DENSE)))
@@ -141,13 +166,13 @@ class Conv_C3(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         recorded = [state_dict.get(f"{prefix}bn.running_{name}") for name in ("mean", "var")]
-        # The batch norm tells: a host leaves the kernel out where it has to be made of one of other input channels.
+        # Look for the batch norm: a host leaves the kernel out if it adapts it to another number of input channels.
         here = all(value is not None and value.shape == self.conv.weight.shape[:1] for value in recorded)
         for name, layer in self._named(BRANCH, DENSE) if here else ():
             own = f"{prefix}{name}."
             if layer.state_dict() and not any(key.startswith(own) for key in state_dict):
                 silence_({name: layer}, *recorded)  # type: ignore[arg-type]
-                # Into the caller's copy, so that a strict load does not miss what the checkpoint cannot hold.
+                # To the caller's copy, so that a strict load does not report keys that the checkpoint cannot hold.
                 state_dict.update({own + key: value for key, value in layer.state_dict().items()})
         super()._load_from_state_dict(state_dict, prefix, *args)
 
@@ -195,3 +220,27 @@ def excited(activation: nn.Module, channels: int) -> nn.Sequential:
     from torchvision.ops import SqueezeExcitation  # only here: torchvision is not light
 
     return nn.Sequential(SqueezeExcitation(channels, max(channels // 16, 1)), activation)
+
+
+def same_padding(k: Size, d: Size = 1) -> tuple[int, int]:
+    """Return the padding that keeps the size at stride 1.
+
+    Example:
+        >>> same_padding(3), same_padding((1, 5), 2)
+        ((1, 1), (0, 4))
+    """
+    pairs = zip(as_pair(k), as_pair(d), strict=True)
+    vertical, horizontal = (dilation * (size - 1) // 2 for size, dilation in pairs)
+    return vertical, horizontal
+
+
+def _conv(c1: int, c2: int, k: Size, s: Size, p: Size, g: int, d: Size) -> nn.Conv2d:
+    """Return the convolution without bias.
+
+    Raises:
+        BlockError: torch does not accept these arguments.
+    """
+    try:
+        return nn.Conv2d(c1, c2, k, s, p, groups=g, dilation=d, bias=False)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise BlockError(f"a convolution with c1={c1}, c2={c2}, k={k}, s={s}, p={p}, g={g}, d={d}: {error}") from None

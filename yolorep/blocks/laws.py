@@ -1,8 +1,10 @@
-"""The three ways in which a convolution, its batch norm and the branches make one linear map.
+"""The ways in which a convolution, its batch norm and the branches make one linear map.
 
 each: y = BN(conv(x)) + sum of the branches, each with a batch norm.
 sum: y = BN(conv(x) + sum of the branches): one batch norm after the sum.
 online: y = BN(W * x), with W the sum of all kernels, computed at every step: the cost of one convolution.
+
+mask: the stock layer; the optimizer steps its kernel as it would step a sum of kernels.
 
 In `sum` and `online`, layers named `dense_*` follow the convolution before the sum.
 """
@@ -24,6 +26,7 @@ from yolorep.errors import BlockError
 from yolorep.folding import chain_of, children_kernels, summed
 from yolorep.precision import differentiable
 from yolorep.training.joint import joint_sum, pays
+from yolorep.training.merged_conv import KernelSum, merged_conv
 from yolorep.training.onednn_overread import pixels_read
 
 
@@ -45,20 +48,25 @@ class Parts(NamedTuple):
         return any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers)
 
 
-# The kernel (out, in // groups, kh, kw) of all parts before the batch norm, in closed form, differentiable; None where
-# the form does not cover these parts.
-Squeeze = Callable[[Parts], Tensor | None]
+# The kernel (out, in // groups, kh, kw) of all parts before the batch norm, in closed form, differentiable, or the
+# kernels that it is the sum of; None where the form does not cover these parts.
+Squeeze = Callable[[Parts], Tensor | KernelSum | None]
+Term = tuple[str, Kernel]
+DENSE_TERM = "dense"
 
 
 class Law(NamedTuple):
     """How parts compute.
 
     forward(parts, x, joint, squeeze): the output before the activation.
-    kernel(parts): the same map in eval mode, as a kernel.
+    terms(parts): the same map in eval mode, as one kernel for each path by name; their sum is the map, but for the
+        bias of a batch norm after the sum, which each term has.
+    kernel(parts): the same map in eval mode, as one kernel.
     """
 
     name: str
     forward: Callable[[Parts, Tensor, bool | None, Squeeze | None], Tensor]
+    terms: Callable[[Parts], list[Term]]
     kernel: Callable[[Parts], Kernel]
 
 
@@ -91,9 +99,13 @@ def _with_branches(y: Tensor, parts: Parts, x: Tensor) -> Tensor:
     return y
 
 
-def _each_kernel(parts: Parts) -> Kernel:
+def _each_terms(parts: Parts) -> list[Term]:
     dense = chain_of([("conv", parts.conv), ("bn", parts.bn)])
-    return summed([dense, *(kernel for _, kernel in children_kernels(parts.branches.items()))])
+    return [(DENSE_TERM, dense), *children_kernels(parts.branches.items())]
+
+
+def _each_kernel(parts: Parts) -> Kernel:
+    return summed([kernel for _, kernel in _each_terms(parts)])
 
 
 def _sum_forward(parts: Parts, x: Tensor, *_: object) -> Tensor:
@@ -110,6 +122,8 @@ def _online_forward(parts: Parts, x: Tensor, _: bool | None, squeeze: Squeeze | 
         weight = None if squeeze is None or parts.hooked else squeeze(parts)
         if weight is None:
             weight = _online_weight(parts)
+    if isinstance(weight, KernelSum):
+        return parts.bn(merged_conv(x, parts.conv, weight))
     return parts.bn(parts.conv._conv_forward(x, weight.to(parts.conv.weight.dtype), None))
 
 
@@ -119,20 +133,34 @@ def _online_weight(parts: Parts) -> Tensor:
         return _before_norm(parts).weight
 
 
+def _normalized_terms(parts: Parts) -> list[Term]:
+    norm, channels = _norm(parts), parts.conv.out_channels
+    return [(name, compose(kernel.over(channels), norm)) for name, kernel in _terms_before_norm(parts)]
+
+
 def _normalized_sum_kernel(parts: Parts) -> Kernel:
-    return compose(_before_norm(parts), children_kernels([("bn", parts.bn)])[0][1])
+    return compose(_before_norm(parts), _norm(parts))
+
+
+def _norm(parts: Parts) -> Kernel:
+    return children_kernels([("bn", parts.bn)])[0][1]
 
 
 def _before_norm(parts: Parts) -> Kernel:
+    return summed([kernel for _, kernel in _terms_before_norm(parts)])
+
+
+def _terms_before_norm(parts: Parts) -> list[Term]:
     dense = chain_of([("conv", parts.conv), *parts.dense_path.items()])
-    return summed([dense, *(kernel for _, kernel in children_kernels(parts.branches.items()))])
+    return [(DENSE_TERM, dense), *children_kernels(parts.branches.items())]
 
 
 LAWS = {
     law.name: law
     for law in (
-        Law("each", _each_forward, _each_kernel),
-        Law("sum", _sum_forward, _normalized_sum_kernel),
-        Law("online", _online_forward, _normalized_sum_kernel),
+        Law("each", _each_forward, _each_terms, _each_kernel),
+        Law("sum", _sum_forward, _normalized_terms, _normalized_sum_kernel),
+        Law("online", _online_forward, _normalized_terms, _normalized_sum_kernel),
     )
 }
+MASK = "mask"  # of blocks that only change how the stock layer is trained (`training.gradient_mask`)

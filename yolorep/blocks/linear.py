@@ -80,7 +80,7 @@ def _(module: ChannelMap) -> Kernel:
 class Filter(nn.Module):
     """A fixed filter for each channel (an average, a frequency prior), without parameters.
 
-    taps: (channels, k, k). The geometry is that of a depthwise convolution.
+    taps: (channels, k, k). The geometry is a depthwise convolution's.
     """
 
     weight: Tensor
@@ -121,8 +121,25 @@ class Scale(nn.Module):
         return str(len(self.weight))
 
 
-@kernel_of.register
-def _(module: Scale) -> Kernel:
+class FixedScale(nn.Module):
+    """y = w x with one constant per channel, which is stored with the model and not trained."""
+
+    weight: Tensor
+
+    def __init__(self, channels: int, value: float = 1.0, **place: Any) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.full((channels,), value, **place))  # hosts train every parameter
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.weight.to(x.dtype)[:, None, None]
+
+    def extra_repr(self) -> str:
+        return str(len(self.weight))
+
+
+@kernel_of.register(Scale)
+@kernel_of.register(FixedScale)
+def _(module: Scale | FixedScale) -> Kernel:
     weight = exact(module.weight)
     return Kernel(weight[:, None, None, None], torch.zeros_like(weight), groups=len(weight))
 

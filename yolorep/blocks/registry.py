@@ -6,18 +6,19 @@ import ast
 import inspect
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from torch import nn
 
-from yolorep.blocks.laws import Squeeze, law_of
+from yolorep.blocks.declarations import checked_layers
+from yolorep.blocks.laws import MASK, Squeeze, law_of
 from yolorep.blocks.linear import MAPS
 from yolorep.blocks.site import Site
 from yolorep.errors import BlockError
 
-IDENTITIES = ("auto", "conv", *MAPS, "none")
+IDENTITIES = ("auto", "paper", "conv", *MAPS, "none")
 
 Declaration = Callable[..., dict[str, nn.Module]]
 
@@ -27,18 +28,22 @@ class Block:
     """A registered block.
 
     declare: returns the branches by name for a `Site` and the block's options. law: a name in `blocks.laws`.
+    name: as registered. trained_start: the start (`blocks.starts`) on trained layers, unless another is requested.
     """
 
     declare: Declaration
     law: str
+    name: str = ""
+    trained_start: str = "silent"
 
     def branches(self, site: Site) -> dict[str, nn.Module]:
         """Return the layers for a site: `branch_*` are added to the dense path, `dense_*` follow the convolution on it.
 
         Raises:
             BlockError: they do not fit the site.
+            DeclarationError: the declaration of a user's block is wrong.
         """
-        return self.declare(site)
+        return checked_layers(self.declare, site, self.name, self.law)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -46,22 +51,53 @@ class Block:
         parameters = list(inspect.signature(self.declare).parameters.values())[1:]
         return {p.name: p.default for p in parameters}
 
+    def accepts(self, option: str, value: Any) -> bool:
+        """Return whether an option takes a value: of the type of its default, and a number only if it is positive.
+
+        A text is one of those that the option's annotation, a `Literal`, lists. An integer may stand for a float.
+        """
+        default = self.options.get(option)
+        if isinstance(value, bool) or isinstance(default, bool):
+            return type(value) is type(default)
+        if isinstance(default, float) and isinstance(value, (int, float)):
+            return 0 < value < float("inf")
+        if isinstance(default, str):
+            return value in self.choices(option)
+        return type(value) is type(default) and (not isinstance(value, int) or value > 0)
+
+    def choices(self, option: str) -> tuple[Any, ...]:
+        """Return the texts that an option takes; empty for an option of another type."""
+        if not isinstance(self.options.get(option), str):
+            return ()
+        function = self.declare.func if isinstance(self.declare, partial) else self.declare
+        try:
+            return get_args(get_type_hints(function).get(option))
+        except (NameError, AttributeError, TypeError):  # annotations that cannot be evaluated, of any of its parameters
+            return ()
+
+    def told_options(self) -> str:
+        """Return the options with their defaults and choices, for a message."""
+        told = (f"{k}={'|'.join(self.choices(k)) or repr(v)}" for k, v in self.options.items())
+        return ", ".join(told) or "no option"
+
 
 BLOCKS: dict[str, Block] = {}
+MASKED: dict[str, Block] = {}  # blocks of law `mask`: they add no branch and apply only to whole models
 SQUEEZES: dict[str, Squeeze] = {}  # by name of the block
 
 
 def register_block(
-    name: str, *, law: str = "each", squeeze: Squeeze | None = None
+    name: str, *, law: str = "each", squeeze: Squeeze | None = None, trained_start: str = "silent"
 ) -> Callable[[Declaration], Declaration]:
     """Register a declaration as `block=name`. Its options are keyword parameters with a default.
 
     law: how the branches, the convolution and the batch norm are combined (`yolorep.blocks.laws`).
     squeeze: for the law `online`, the combined kernel in closed form. Without it the general algebra computes the
         kernel at every step, which a compiler cannot trace.
+    trained_start: values of the branches on trained layers (`yolorep.blocks.starts`), unless others are requested.
 
     Raises:
-        BlockError: the name is taken, or the law is unknown.
+        BlockError: the name is taken or is no name, an option has no default, or the law is unknown.
 
     Example:
         >>> @register_block("twice")
@@ -71,12 +107,25 @@ def register_block(
         []
         >>> _ = BLOCKS.pop("twice")
     """
-    known = law_of(law)
+    if law != MASK:
+        law_of(law)
 
     def register(declaration: Declaration) -> Declaration:
-        if name in BLOCKS:
-            raise BlockError(f"block {name!r} is already registered, by {BLOCKS[name].declare.__module__}")
-        BLOCKS[name] = Block(declaration, known.name)
+        known = {**BLOCKS, **MASKED}
+        if not isinstance(name, str) or not re.fullmatch(r"\w+", name):
+            raise BlockError(f"block {name!r} is no name; accepted: letters, digits and underscores")
+        if name in known:
+            raise BlockError(f"block {name!r} is already registered, by {known[name].declare.__module__}")
+        block = Block(declaration, law, name, trained_start)
+        for option, default in block.options.items():
+            if default is inspect.Parameter.empty:
+                raise BlockError(f"block {name!r}: its option {option!r} has no default; accepted: {option}=VALUE")
+            if isinstance(default, str) and default not in block.choices(option):
+                raise BlockError(
+                    f"block {name!r}: its option {option!r} is a text without choices; accepted: an annotation "
+                    f"Literal[{default!r}, ...]"
+                )
+        (MASKED if law == MASK else BLOCKS)[name] = block
         if squeeze is not None:
             SQUEEZES[name] = squeeze
         return declaration
@@ -85,7 +134,7 @@ def register_block(
 
 
 def block_of(spec: str) -> Block:
-    """Return the block of a name, or of a name with options: 'mobileone', 'mobileone(branches=6)'.
+    """Return the block of a name, or of a name with options: 'mobileone(branches=6)', 'csla(scales=learned)'.
 
     Raises:
         BlockError: an unknown block, or an option that it does not take.
@@ -95,17 +144,17 @@ def block_of(spec: str) -> Block:
         'each'
     """
     match = re.fullmatch(r"(\w+)(\(.*)?", spec.strip()) if isinstance(spec, str) else None
-    if match is None or match[1] not in BLOCKS:
-        raise BlockError(f"block {spec!r} is unknown; accepted: {', '.join(sorted(BLOCKS))}")
-    block = BLOCKS[match[1]]
+    known = {**BLOCKS, **MASKED}
+    if match is None or match[1] not in known:
+        accepted = ", ".join(sorted(known))
+        raise BlockError(f"block {spec!r} is unknown; accepted: {accepted}; a block of your own with plugin=FILE.py")
+    block = known[match[1]]
     given = _options(spec, match[2] or "()")
     for key, value in given.items():
-        default = block.options.get(key)
-        small = isinstance(value, (int, float)) and value < 1
-        if default is None or type(value) is not type(default) or small:
-            takes = ", ".join(f"{k}={v!r}" for k, v in block.options.items()) or "no option"
+        if not block.accepts(key, value):
+            takes = block.told_options()
             raise BlockError(f"block {spec!r}: {key}={value!r} is not accepted; {match[1]} takes {takes}")
-    return Block(partial(block.declare, **given), block.law) if given else block
+    return replace(block, declare=partial(block.declare, **given)) if given else block
 
 
 def check_options(block: str, identity: str) -> None:
@@ -122,9 +171,14 @@ def check_options(block: str, identity: str) -> None:
 def _options(spec: str, arguments: str) -> dict[str, Any]:
     try:
         call: Any = ast.parse(f"_{arguments}", mode="eval").body
-        given = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
+        given = {keyword.arg: _value(keyword.value) for keyword in call.keywords}
         if call.args or not isinstance(call.func, ast.Name) or len(given) < len(call.keywords):
             raise ValueError
         return given
     except (SyntaxError, ValueError, AttributeError):
         raise BlockError(f"block {spec!r}: options are written as in 'mobileone(branches=6)'") from None
+
+
+def _value(written: ast.expr) -> Any:
+    """Return a value as Python writes it; a text may be without quotes, which command lines take away."""
+    return written.id if isinstance(written, ast.Name) else ast.literal_eval(written)

@@ -41,8 +41,10 @@ class Site:
         dense: Any = self.conv
         sizes = (size, size) if isinstance(size, int) else size
         axes = zip(dense.padding, dense.dilation, dense.kernel_size, sizes, strict=True)
-        twice = [2 * padding - dilation * (k - mine) for padding, dilation, k, mine in axes]
-        if any(t < 0 or t % 2 for t in twice):
+        margins = [(2 * padding - dilation * (k - taps), k - taps) for padding, dilation, k, taps in axes]
+        twice = [margin for margin, _ in margins]
+        # With an even difference in taps the two kernels have their centres on one grid, whatever the dilation.
+        if any(t < 0 or t % 2 or more % 2 for t, more in margins):
             asked = "x".join(map(str, sizes))
             raise BlockError(
                 f"a {asked} branch does not fit beside a {dense.kernel_size} convolution with padding "
@@ -116,7 +118,7 @@ class Site:
 
         normalized: end with a batch norm, else with a learned gain that starts at 1.
         """
-        if self.identity == "none":
+        if self.identity == "none" or (self.identity == "paper" and not self.keeps_shape):
             return {}
         out = self.conv.out_channels
         last: dict[str, nn.Module] = {"bn": self.batch_norm(out)} if normalized else {"scale": self.scale(1.0)}
@@ -136,7 +138,7 @@ class Site:
 
     def asked_identity(self, *, normalized: bool = True) -> dict[str, nn.Module]:
         """Return `identity_branch` if `identity` names one, for blocks whose paper has no identity branch."""
-        return {} if self.identity == "auto" else self.identity_branch(normalized=normalized)
+        return {} if self.identity in ("auto", "paper") else self.identity_branch(normalized=normalized)
 
     @property
     def place(self) -> dict[str, Any]:

@@ -4,6 +4,8 @@ silent: the branches add nothing, so that the block computes what its convolutio
 paper: the values of a fresh block, a gain of 1 on every branch with a batch norm.
 even: a gain of 1 / sqrt(n) on each of the n normalized paths, the dense one included, so that their sum has the
     variance of one path at first.
+split: the branches take parts of the trained kernel (`yolorep.blocks.shares`); until they have been given images, as
+    `expand` and the command line do, they are silent.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from yolorep.blocks.linear import Scale
 from yolorep.errors import BlockError
 
 DENSE = "dense_"
-STARTS = ("silent", "even", "paper")
+SPLIT = "split"
+STARTS = ("silent", "even", "paper", SPLIT)
 
 
 def start_(start: str, layers: Mapping[str, nn.Module], bn: _BatchNorm) -> None:
@@ -31,8 +34,8 @@ def start_(start: str, layers: Mapping[str, nn.Module], bn: _BatchNorm) -> None:
     """
     if start not in STARTS:
         raise BlockError(f"start {start!r} is unknown; accepted: {', '.join(STARTS)}")
-    if start == "silent":
-        silence_(layers, bn.running_mean, bn.running_var)  # type: ignore[arg-type]
+    if start in ("silent", SPLIT):
+        silence_(layers, bn.running_mean, bn.running_var)
     elif start == "even":
         even_(layers, bn)
 
@@ -52,14 +55,14 @@ def _last_norm(branch: nn.Module) -> _BatchNorm | None:
     return layers[-1] if layers and isinstance(layers[-1], _BatchNorm) else None
 
 
-def silence_(layers: Mapping[str, nn.Module], mean: Tensor, var: Tensor) -> None:
+def silence_(layers: Mapping[str, nn.Module], mean: Tensor | None, var: Tensor | None) -> None:
     """Make a block compute what its convolution and batch norm alone do, in place.
 
     layers: the branches, and the layers on the dense path, by name.
-    mean, var: recorded statistics of the dense convolution's output, (out,) each.
+    mean, var: recorded statistics of the dense convolution's output, (out,) each; None if its batch norm keeps none.
 
     Raises:
-        BlockError: a branch has no gain that could be set to zero.
+        BlockError: a branch has no gain that could be set to zero, or a batch norm needs statistics that are not kept.
     """
     for name, layer in layers.items():
         if name.startswith(DENSE):
@@ -68,18 +71,24 @@ def silence_(layers: Mapping[str, nn.Module], mean: Tensor, var: Tensor) -> None
             zero_gain_(layer)
 
 
+def gain_of(*layers: nn.Module) -> Tensor | None:
+    """Return the last gain in `layers`: the gamma of a batch norm or a scale, (channels,). None: they have none."""
+    gains = [m.weight for layer in layers for m in layer.modules() if isinstance(m, (_BatchNorm, Scale))]
+    return gains[-1] if gains else None  # type: ignore[return-value]
+
+
 def zero_gain_(branch: nn.Module) -> None:
-    """Set the last gain of a branch to zero: gamma and beta of its batch norm, its scale, or its only convolution.
+    """Set the last gain of a branch to zero: gamma and beta of its batch norm, its scale, or its last convolution.
 
     Raises:
         BlockError: the branch has no gain.
     """
     gains = [m for m in branch.modules() if isinstance(m, (_BatchNorm, Scale))]
-    gains = gains or [m for m in [branch] if isinstance(m, nn.Conv2d)]  # type: ignore[misc]
+    gains = gains or [m for m in branch.modules() if isinstance(m, nn.Conv2d)]  # type: ignore[misc]
     if not gains or gains[-1].weight is None:
         raise BlockError(
             f"a branch ({type(branch).__name__}) has no gain to silence it by: "
-            "a batch norm with a weight, a Scale, or itself a convolution"
+            "a batch norm with a weight, a Scale, or a convolution"
         )
     nn.init.zeros_(gains[-1].weight)
     if getattr(gains[-1], "bias", None) is not None:
@@ -87,15 +96,23 @@ def zero_gain_(branch: nn.Module) -> None:
 
 
 @torch.no_grad()
-def pass_on_(layer: nn.Module, mean: Tensor, var: Tensor) -> None:
+def pass_on_(layer: nn.Module, mean: Tensor | None, var: Tensor | None) -> None:
     """Make a batch norm or a scale on the dense path the identity, in place.
 
     In training mode the batch norm removes the mean and variance of the batch and adds the recorded ones. The batch
     norm after the sum removes those, so that the block's output changes by no more than eps does.
+
+    Raises:
+        BlockError: `layer` is a batch norm, and there are no statistics.
     """
     if not isinstance(layer, _BatchNorm):
         nn.init.ones_(layer.weight)  # type: ignore[arg-type]
         return
+    if mean is None or var is None:
+        raise BlockError(
+            "the batch norm keeps no statistics (track_running_stats=False), which this block needs to start from; "
+            "accepted: a block without a batch norm on the dense path, such as repvgg"
+        )
     layer.running_mean.copy_(mean)  # type: ignore[union-attr]
     layer.running_var.copy_(var)  # type: ignore[union-attr]
     layer.weight.copy_((var.double() + layer.eps).sqrt())

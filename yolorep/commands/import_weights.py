@@ -22,7 +22,7 @@ from yolorep.hosts.ultralytics.build import build
 
 BLOCK = re.compile(r"(?P<block>stage0|stage\d+\.\d+|stem|stages\.\d+\.\d+)\.(?P<part>.+)")
 HEADS = ("linear.", "head.fc.")
-# (the authors' name, timm's name, ours) of what a block holds
+# names of a block's parts: (the authors', timm's, yolorep's)
 PARTS = (
     ("rbr_dense.", "conv_kxk.", ""),
     ("rbr_1x1.", "conv_1x1.", "branch_1x1."),
@@ -39,7 +39,8 @@ PIXELS = 224
 def import_file(source: Path, yaml: str, out: Path, *, overwrite: bool = False, console: Console) -> None:
     """Write ultralytics' checkpoint of the classifier `yaml` with the weights of the state dict in `source`.
 
-    As many classes as the state dict has. Images of 224 pixels are then normalized as these networks were trained.
+    The classifier gets as many classes as the state dict has. Images of 224 pixels are then normalized as these
+    networks were trained.
 
     Raises:
         CheckpointError: `source` is no state dict of this network, or `out` cannot be written.
@@ -92,13 +93,14 @@ def rep_state_dict(foreign: Mapping[str, Tensor], model: nn.Module) -> dict[str,
         CheckpointError: it is not a state dict of this network; the message names the first difference.
     """
     blocks = {name: module for name, module in model.named_modules() if isinstance(module, Conv_C3)}
-    theirs = sorted({match["block"] for match in map(BLOCK.fullmatch, foreign) if match}, key=_numbers)
-    if len(theirs) != len(blocks):
-        raise CheckpointError(f"it has {len(theirs)} RepVGG blocks, the model has {len(blocks)}")
-    ours = dict(zip(theirs, blocks, strict=True))
+    foreign_blocks = sorted({match["block"] for match in map(BLOCK.fullmatch, foreign) if match}, key=_numbers)
+    if len(foreign_blocks) != len(blocks):
+        raise CheckpointError(f"it has {len(foreign_blocks)} RepVGG blocks, the model has {len(blocks)}")
+    names = dict(zip(foreign_blocks, blocks, strict=True))
     head = f"model.{len(model.model) - 1}.linear."  # type: ignore[arg-type]
-    result = {_renamed(key, ours, head): value for key, value in foreign.items()}
-    folded = {ours[match["block"]] for match in map(BLOCK.fullmatch, foreign) if match and "reparam" in match["part"]}
+    _check_values(foreign)
+    result = {_renamed(key, names, head): value for key, value in foreign.items()}
+    folded = {names[match["block"]] for match in map(BLOCK.fullmatch, foreign) if match and "reparam" in match["part"]}
     for name in sorted(folded):
         if f"{name}.bn.bias" not in result:
             raise CheckpointError(f"it has nothing for {name}.bn.bias")
@@ -128,8 +130,8 @@ def _numbers(block: str) -> list[int]:
     return [int(number) for number in re.findall(r"\d+", block)]
 
 
-def _renamed(key: str, ours: Mapping[str, str], head: str) -> str:
-    """Return a key under the model's names. ours: block names by foreign name; head: prefix of its last layer."""
+def _renamed(key: str, names: Mapping[str, str], head: str) -> str:
+    """Return a key under the model's names. names: block names by foreign name; head: prefix of its last layer."""
     for prefix in HEADS:
         if key.startswith(prefix):
             return head + key.removeprefix(prefix)
@@ -137,7 +139,7 @@ def _renamed(key: str, ours: Mapping[str, str], head: str) -> str:
         for *prefixes, name in PARTS:
             for prefix in prefixes:
                 if match["part"].startswith(prefix):
-                    return f"{ours[match['block']]}.{name}{match['part'].removeprefix(prefix)}"
+                    return f"{names[match['block']]}.{name}{match['part'].removeprefix(prefix)}"
     raise CheckpointError(f"{key!r} is not a name in RepVGG's state dicts of its authors or of timm")
 
 
@@ -145,6 +147,23 @@ def _neutral(prefix: str, eps: float, bias: Tensor) -> dict[str, Tensor]:
     """Return the remaining entries of a batch norm that only adds `bias`."""
     one = torch.ones_like(bias)
     return {f"{prefix}weight": one, f"{prefix}running_mean": 0 * one, f"{prefix}running_var": (1 - eps) * one}
+
+
+def _check_values(state: Mapping[str, Tensor]) -> None:
+    """Check that the tensors are those of a trained network.
+
+    Raises:
+        CheckpointError: one holds integers or complex numbers, a NaN or an infinity, or a negative variance.
+    """
+    for key, value in state.items():
+        if key.endswith("num_batches_tracked"):
+            continue
+        if not value.is_floating_point():
+            raise CheckpointError(f"{key} holds {value.dtype} values; accepted: floating-point numbers")
+        if not bool(torch.isfinite(value).all()):
+            raise CheckpointError(f"{key} holds NaN or infinite values; accepted: finite numbers")
+        if key.endswith("running_var") and bool((value < 0).any()):
+            raise CheckpointError(f"{key} holds a negative variance ({float(value.min()):g}); accepted: 0 or more")
 
 
 def _check(state: Mapping[str, Tensor], model: nn.Module, absent: tuple[str, ...]) -> None:

@@ -5,20 +5,42 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from enum import Enum
-from typing import Any, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
+import typer
 from typer.core import TyperCommand
+from typer.main import get_command
 
 
 class Precision(str, Enum):
-    """Number formats to time in."""
+    """Number formats of a benchmark."""
 
     float32 = "float32"
     bfloat16 = "bfloat16"
     half = "half"
 
 
+# Kept here as plain strings so that `--help` imports no torch; a test compares them with the table of backends.
+BACKEND_NAMES = (
+    "all",
+    "eager",
+    "channels_last",
+    "bfloat16",
+    "half",
+    "cuda-graph",
+    "cuda-graph-half",
+    "compile",
+    "onnxruntime",
+    "openvino",
+    "openvino-bf16",
+    "openvino-int8",
+    "ncnn",
+    "tensorrt",
+)
+
+# option → whether a word is one of its values
 LISTS: dict[str, Callable[[str], bool]] = {
+    "--backends": BACKEND_NAMES.__contains__,
     "--batch": str.isdigit,
     "--imgsz": str.isdigit,
     "--precision": Precision.__members__.__contains__,
@@ -30,6 +52,7 @@ class Command(TyperCommand):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.params.append(_plugin_option())
         if self.callback is None:
             return
         hints = get_type_hints(inspect.unwrap(self.callback), include_extras=True)
@@ -37,6 +60,38 @@ class Command(TyperCommand):
             declared = getattr(hints.get(str(param.name)), "__metadata__", ())
             if declared and not getattr(param, "help", None):
                 param.help = getattr(declared[0], "help", None)  # type: ignore[attr-defined]
+
+    def format_arguments(self, ctx: Any, formatter: Any) -> None:
+        """Write nothing: click 8.5 lists the arguments here, and typer lists them with the options."""
+
+
+def _plugin_option() -> Any:
+    """Let typer make the option from a function: what the classes in `typer.core` take differs between versions."""
+
+    def carrier(
+        plugin: Annotated[
+            list[str] | None,
+            typer.Option(
+                callback=_use_plugins,
+                expose_value=False,
+                is_eager=True,
+                metavar="FILE.py",
+                help="A Python file that registers blocks of your own; may be repeated.",
+            ),
+        ] = None,
+    ) -> None:
+        """Hold the option."""
+
+    app = typer.Typer(add_completion=False)
+    app.command()(carrier)
+    return get_command(app).params[0]
+
+
+def _use_plugins(value: list[str] | None) -> None:
+    for file in value or ():
+        from yolorep import plugins
+
+        plugins.use(file)
 
 
 class ListCommand(Command):

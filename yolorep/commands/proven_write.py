@@ -19,7 +19,10 @@ from yolorep.verification_report import Report
 
 
 class Storage(Enum):
-    """The precision to store a checkpoint in. source: that of the input, where the result keeps its tolerance in it."""
+    """The precision to store a checkpoint in.
+
+    source: the input's precision, if the result keeps its tolerance there.
+    """
 
     source = "the source's"
     half = "float16"
@@ -39,7 +42,7 @@ class Storage(Enum):
 
 @dataclass(frozen=True)
 class Proof:
-    """A model that is shown to compute what another one does, as it is to be stored. report: of its float32 values."""
+    """A model in the precision in which it is stored, and the report that it equals another one in float32."""
 
     model: nn.Module
     dtype: torch.dtype
@@ -74,7 +77,7 @@ def prove(checkpoint: Checkpoint, after: nn.Module, storage: Storage, console: C
         reason = report.differences[0] if report.differences else f"error {report.max_rel:.1e} is out of tolerance"
         raise VerifyError(f"{reason} (tolerance {report.tolerance:g}); nothing was written")
     console.print(
-        f"verified in float64 arithmetic: largest relative error {report.max_rel:.1e} over {len(report.rows) - 1} "
+        f"verified in float64 arithmetic: {report.largest_error} over {len(report.rows) - 1} "
         f"blocks and end to end, from rounding to float32 (tolerance {report.tolerance:g})"
     )
     if storage is Storage.half:
@@ -100,8 +103,8 @@ def _as_source(before: nn.Module, after: nn.Module, report: Report, console: Con
         stored = verify_as_stored(before, model, torch.float16)
         if stored.ok:
             console.print(
-                f"stored as float16, as the source is: largest relative error {stored.max_rel:.1e} (tolerance "
-                f"{limit:g}); --float32 stores float32"
+                f"stored as float16, as the source is: {stored.largest_error} (tolerance {limit:g}); --float32 stores "
+                "float32"
             )
             return Proof(model, torch.float16, report)
         reason = f"in float16, as the source is, the largest relative error would be {stored.max_rel:.1e}"

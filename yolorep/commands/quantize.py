@@ -9,19 +9,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any
 
 from rich.console import Console
 from torch import nn
 
+from yolorep.calibration import FEW, calibration_files, check_validation, class_names, letterboxed
 from yolorep.commands.deploy import deploy_file
 from yolorep.errors import UsageError
 from yolorep.foreign import foreign_blocks
-from yolorep.host import own_blocks
+from yolorep.host import ULTRALYTICS, own_blocks
 from yolorep.hosts import checkpoints, evaluate
+from yolorep.paths import exists
+from yolorep.quantization.finetuning import finetuned_onnx
 from yolorep.quantization.graph import float_nodes
-from yolorep.quantization.images import FEW, calibration_files, class_names, letterboxed
 from yolorep.quantization.int8 import openvino_folder
 from yolorep.quantization.report import QuantizationReport
 from yolorep.quantization.schemes import chosen_schemes
@@ -29,6 +31,8 @@ from yolorep.quantization.trials import Trials
 from yolorep.stock_layers import rep_blocks
 from yolorep.telemetry import send_no_telemetry
 
+LARGEST_DROP = 100
+OBSERVED = 32  # calibration images on which the ranges of fine-tuning begin
 TARGETS = {"onnx": ".onnx", "openvino": "_openvino_model"}
 RUNTIMES = {"onnx": "ONNX Runtime", "openvino": "OpenVINO"}
 
@@ -37,8 +41,9 @@ RUNTIMES = {"onnx": "ONNX Runtime", "openvino": "OpenVINO"}
 class Request:
     """A call of the command.
 
-    imgsz: pixels, by default 640. schemes: names, by default those of the target. images: how many training images the
-    ranges are calibrated on. max_drop: tolerated loss of mAP50-95 in points. repo: the tree of a YOLOv5 checkpoint.
+    imgsz: pixels, by default 640. schemes: names; by default, the target's. images: number of training images for the
+    calibration of ranges. max_drop: tolerated loss of mAP50-95 in points. repo: the tree of a YOLOv5 checkpoint.
+    finetune: epochs of fine-tuning with 8-bit rounding, by ultralytics' trainer.
     """
 
     source: Path
@@ -50,6 +55,7 @@ class Request:
     max_drop: float = 0.5
     overwrite: bool = False
     repo: Path | None = None
+    finetune: int = 0
 
     @property
     def target(self) -> str:
@@ -67,10 +73,11 @@ class Request:
 def quantize_file(request: Request, console: Console) -> bool:
     """Write the 8-bit model and `OUT.json` with the report; return whether the loss is within tolerance.
 
-    Every scheme is quantized and validated on the data set with the host's own validation. Where none is within
-    tolerance, the 1, 2, 4 and 8 layers with the largest errors are kept in float, until one is. Then all models and the
-    float32 model are timed in turns, and the fastest one within tolerance is written; the most accurate one where there
-    is none, and the result is False.
+    Every scheme is quantized and validated on the data set with the host's own validation. If no scheme is within
+    tolerance, the 1, then 2, 4 and 8 layers with the largest errors are kept in float. With `finetune`, every scheme is
+    also tried on a copy that is fine-tuned with 8-bit rounding. Then all models and the float32
+    model are timed in turns, and the fastest one within tolerance is written. If there is none, the most accurate one
+    is written, and the result is False.
 
     Raises:
         UsageError: the output, a scheme, a package or the data set is not accepted; nothing is written.
@@ -79,7 +86,8 @@ def quantize_file(request: Request, console: Console) -> bool:
     send_no_telemetry()
     schemes = chosen_schemes(request.schemes, request.target)
     _check_output(request)
-    files = calibration_files(request.data, request.images)
+    files = calibration_files(request.data, request.images, lambda note: console.print(f"note: {note}", markup=False))
+    check_validation(request.data)
     with TemporaryDirectory() as folder:
         trials = _trials(request, files, Path(folder), console)
         report = trials.run(schemes, request.max_drop)
@@ -89,47 +97,65 @@ def quantize_file(request: Request, console: Console) -> bool:
 
 
 def _trials(request: Request, files: Sequence[Path], folder: Path, console: Console) -> Trials:
-    """Deploy and export the checkpoint, check the data set against it, and say what the ranges are calibrated on.
+    """Deploy and export the checkpoint, and say what the ranges are calibrated on.
 
     Raises:
-        UsageError: the model is a classifier, or has another number of classes than the data set.
+        UsageError: as `_model`.
     """
     import onnx
 
-    checkpoint = checkpoints.load(request.source, request.repo)
-    _compare_classes(checkpoint.model, request.data, console)
-    source = _deployed(request, checkpoint.model, folder, console)
-    task = evaluate.evaluator(source, imgsz=request.imgsz, repo=request.repo).task
-    if task == "classify":
-        raise UsageError(f"{request.source} is a classifier; accepted: a model that detects, segments or poses")
+    source, host, task = _model(request, folder, console)
     imgsz = request.imgsz or 640
 
     def validate(path: Path) -> dict[str, float]:
-        return evaluate.exported_figures(path, checkpoint.host, task, request.data, imgsz=imgsz, repo=request.repo)
+        return evaluate.exported_figures(path, host, task, request.data, imgsz=imgsz, repo=request.repo)
 
     note = "" if len(files) >= FEW else f"; ranges are more reliable with {FEW} or more"
     console.print(f"calibrating on {len(files)} images of {request.data}{note}", markup=False)
-    exporter = import_module(f"yolorep.hosts.{checkpoint.host}.exporter")
+    exporter = import_module(f"yolorep.hosts.{host}.exporter")
     float_onnx = exporter.export_onnx(source, folder, imgsz, request.repo)
     graph = onnx.load(float_onnx)
     name = graph.graph.input[0].name
-    base = float_onnx if request.target == "onnx" else openvino_folder(float_onnx, folder, exporter.SIDECAR)
+
+    def in_runtime(file: Path) -> Path:
+        return file if request.target == "onnx" else openvino_folder(file, folder, exporter.SIDECAR)
+
     return Trials(
         float_onnx,
-        base,
+        in_runtime,
         float_nodes(graph),
         lambda: ({name: letterboxed(file, imgsz)} for file in files),
         validate,
         folder,
         console,
+        request.finetune,
+        lambda: finetuned_onnx(source, folder, request.data, files[:OBSERVED], imgsz, request.finetune),
     )
+
+
+def _model(request: Request, folder: Path, console: Console) -> tuple[Path, str, str]:
+    """Return the deployed checkpoint, its host and its task.
+
+    Raises:
+        UsageError: it is a classifier, has another number of classes than the data set, or its host does not fine-tune.
+    """
+    checkpoint = checkpoints.load(request.source, request.repo)
+    if request.finetune and checkpoint.host != ULTRALYTICS.name:
+        reason = f"--finetune trains with ultralytics, and {request.source} is a checkpoint of {checkpoint.host}"
+        raise UsageError(f"{reason}; accepted: a checkpoint of ultralytics")
+    _compare_classes(checkpoint.model, request.data, console)
+    source = _deployed(request, checkpoint.model, folder, console)
+    task = evaluate.evaluator(source, imgsz=request.imgsz, repo=request.repo).task
+    if task == "classify":
+        raise UsageError(f"{request.source} is a classifier; accepted: a model that detects, segments or poses")
+    return source, checkpoint.host, task
 
 
 def _deployed(request: Request, model: nn.Module, folder: Path, console: Console) -> Path:
     """Return the checkpoint itself if nothing is to be folded, else a deployed copy in `folder`."""
     if not rep_blocks(model) and not foreign_blocks(model, leave=own_blocks(model)):
         return request.source
-    out = folder / f"{request.source.stem}-deployed.pt"
+    out = Path(mkdtemp(dir=folder)) / f"{request.source.stem}-deployed.pt"  # the exporters copy it into `folder`
     deploy_file(request.source, out, repo=request.repo, console=console)
     return out
 
@@ -157,7 +183,9 @@ def _check_output(request: Request) -> None:
         UsageError: it exists, or cannot be made.
     """
     out = request.out
-    if out.exists() and not request.overwrite:
+    if not 0 <= request.max_drop <= LARGEST_DROP:
+        raise UsageError(f"--max-drop {request.max_drop:g} is no loss in points; accepted: 0 to {LARGEST_DROP}")
+    if exists(out) and not request.overwrite:
         raise UsageError(f"{out} exists; choose another name, or --overwrite")
     if out.exists() and out.is_dir() != (request.target == "openvino"):
         raise UsageError(f"{out} is {'a folder' if out.is_dir() else 'a file'}; choose another name")

@@ -9,9 +9,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
-from torchvision.datasets import ImageFolder
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from yolorep.errors import UsageError, first_line
+from yolorep.console import say
+from yolorep.errors import UsageError
+from yolorep.paths import exists, is_dir, is_file
 
 LAYOUT = "accepted: a folder that holds a folder of images for each class"
 
@@ -55,25 +57,57 @@ def class_images(source: Path) -> dict[str, list[Path]]:
     """
     if not source.is_dir():
         raise UsageError(f"{source} is not a folder; {LAYOUT}")
-    try:
-        found = ImageFolder(str(source))
-    except FileNotFoundError as error:  # no folder, or one without images
-        raise UsageError(f"{first_line(error)} {LAYOUT}") from None
-    if {"train", "val"} <= set(found.classes):
-        raise UsageError(f"{source} is split already, into {', '.join(found.classes)}; {LAYOUT}")
-    if len(found.classes) < 2:
-        raise UsageError(f"{source} has one class, {found.classes[0]!r}; accepted: two or more")
-    images: dict[str, list[Path]] = {name: [] for name in found.classes}
-    for file, index in found.samples:
-        images[found.classes[index]].append(Path(file))
+    folders = sorted(path.name for path in source.iterdir() if is_dir(path))
+    left = [name for name in folders if _is_hidden(name)]
+    classes = [name for name in folders if name not in left]
+    if left:
+        say(f"{source}: left out {', '.join(left)}")
+    if not classes:
+        raise UsageError(f"{source} holds no folder of a class; {LAYOUT}")
+    if {"train", "val"} <= set(classes):
+        raise UsageError(f"{source} is split already, into {', '.join(classes)}; {LAYOUT}")
+    if len(classes) < 2:
+        raise UsageError(f"{source} has one class, {classes[0]!r}; accepted: two or more")
+    images = {name: _images(source / name) for name in classes}
     for name, files in images.items():
         if len(files) < 2:
-            raise UsageError(f"{source / name} has one image; accepted: two or more, for train and for val")
-    return {name: sorted(files) for name, files in images.items()}
+            has = "one image" if files else f"no image ({', '.join(IMG_EXTENSIONS)})"
+            raise UsageError(f"{source / name} has {has}; accepted: two or more, for train and for val")
+    return images
+
+
+def _images(folder: Path) -> list[Path]:
+    """Return the images below a folder, sorted; one that several links lead to once, and links to folders followed.
+
+    An image that stood in train and in val would be validated by heart.
+
+    Raises:
+        UsageError: a link of an image leads nowhere.
+    """
+    found: dict[str, Path] = {}
+    seen = set()
+    for root, folders, files in os.walk(folder, followlinks=True):
+        seen.add(os.path.realpath(root))
+        folders[:] = sorted(
+            name for name in folders if not _is_hidden(name) and os.path.realpath(Path(root, name)) not in seen
+        )
+        for name in sorted(files):
+            if _is_hidden(name) or not name.lower().endswith(IMG_EXTENSIONS):
+                continue
+            file = Path(root, name)
+            if not is_file(file):
+                raise UsageError(f"{file} is a link to a file that does not exist; remove the link")
+            found.setdefault(os.path.realpath(file), file)
+    return sorted(found.values())
+
+
+def _is_hidden(name: str) -> bool:
+    """Return whether a file or folder is a program's and not the user's: .ipynb_checkpoints, __MACOSX, ._0.jpg."""
+    return name.startswith((".", "__"))
 
 
 def _check_target(source: Path, out: Path) -> None:
-    if out.exists():
+    if exists(out) or out.is_symlink():
         raise UsageError(f"{out} exists; choose the name of a new folder")
     if not out.parent.is_dir():
         raise UsageError(f"{out.parent} is not a folder; create it first")

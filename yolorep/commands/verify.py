@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from yolorep.hosts import checkpoints, evaluate
@@ -40,15 +41,27 @@ def verify_files(
     if images is not None:
         alike = evaluate.compare_images(evaluators[0], evaluators[1], images)
         console.print(str(alike))
-        agree &= alike.ok
-    return agree if data is None else agree & _same_figures(evaluators[0], evaluators[1], data, console)
+        agree &= _passes([] if alike.ok else [f"{alike.differing} of the {alike.task.nouns}"], b.dtype, console)
+    return agree if data is None else agree & _same_figures(evaluators[0], evaluators[1], data, b.dtype, console)
 
 
-def _same_figures(a: evaluate.Evaluator, b: evaluate.Evaluator, data: Path, console: Console) -> bool:
+def _same_figures(
+    a: evaluate.Evaluator, b: evaluate.Evaluator, data: Path, stored: torch.dtype, console: Console
+) -> bool:
     before, after = (evaluate.figures(one, data) for one in (a, b))
     width = max(map(len, before))
     for name, value in before.items():
         console.print(f"{name:{width}} {value:.5f} → {after[name]:.5f} ({after[name] - value:+.1e})")
     if not any(before.values()) and not any(after.values()):
         console.print(f"all figures on {data} are 0 for both models: there was nothing to compare")
-    return all(evaluate.same_figure(value, after[name]) for name, value in before.items())
+    return _passes(
+        [name for name, value in before.items() if not evaluate.same_figure(value, after[name])], stored, console
+    )
+
+
+def _passes(different: list[str], stored: torch.dtype, console: Console) -> bool:
+    """Say which predictions or figures differ; return whether none does. stored: dtype of the second file's weights."""
+    if different:
+        half = " (it stores float16; `yolorep deploy --float32` rounds less)" if stored == torch.float16 else ""
+        console.print(f"FAILS: beyond the tolerance: {', '.join(different)}{half}")
+    return not different

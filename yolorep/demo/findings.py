@@ -58,13 +58,13 @@ class Findings:
 
     @property
     def verdict(self) -> str:
-        """Return what the comparison with stock shows, and what it does not."""
+        """Return a sentence on the comparison with stock and on its limits."""
         if max(self.rep.best.map50, self.stock.best.map50) < LEARNED:
             return "Neither model learned to detect in so few steps; --minutes, --epochs and --images give them more."
         gain = self.rep.best.map50_95 - self.stock.best.map50_95
-        told = "ended level with" if abs(gain) < NOISE else "ended above" if gain > 0 else "ended below"
+        ended = "ended level with" if abs(gain) < NOISE else "ended above" if gain > 0 else "ended below"
         return (
-            f"In this run rep {told} stock ({gain:+.3f} mAP50-95). One short run proves nothing: another seed changes "
+            f"In this run rep {ended} stock ({gain:+.3f} mAP50-95). One short run proves nothing: another seed changes "
             f"mAP50-95 by about {NOISE}. Branches cost training time and do not always pay; compare on your own data."
         )
 

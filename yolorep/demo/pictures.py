@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,15 @@ OUTLINE: dict[str, Any] = {"facecolor": "none", "linewidth": 1.6}
 
 
 def mosaic(images: Sequence[Path], detect: Callable[[Path], Answer], file: Path) -> None:
-    """Draw twelve images with the detections in colour and the truth in dashed white.
+    """Draw up to twelve images with the detections in colour and the truth in dashed white.
 
     detect: image file → predictions.
     """
-    figure = _figure(3.0 * COLUMNS, 3.0 * ROWS + 0.5)
-    for index, path in enumerate(images[: ROWS * COLUMNS]):
-        axis = figure.add_subplot(ROWS, COLUMNS, index + 1)
+    shown = images[: ROWS * COLUMNS]
+    rows = ceil(len(shown) / COLUMNS)
+    figure = _figure(3.0 * COLUMNS, 3.0 * rows + 0.5)
+    for index, path in enumerate(shown):
+        axis = figure.add_subplot(rows, COLUMNS, index + 1)
         image = imread(path)
         axis.imshow(image)
         for x1, y1, x2, y2 in _truth(path, len(image)):
@@ -53,7 +56,7 @@ def mosaic(images: Sequence[Path], detect: Callable[[Path], Answer], file: Path)
     handles.append(Line2D([], [], color="grey", lw=2, ls=(0, (2, 2)), label="truth (white)"))
     handles.append(Line2D([], [], ls="none", label=f"drawn from confidence {CONFIDENCE}"))
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
-    figure.savefig(file, dpi=110)
+    figure.savefig(file, dpi=130)
 
 
 def summary(found: Findings, file: Path) -> None:
@@ -67,6 +70,7 @@ def summary(found: Findings, file: Path) -> None:
             label = f"{name}, {'mAP50' if metric == 'map50' else 'mAP50-95'}"
             left.plot(numbers, [getattr(e, metric) for e in epochs], style, color=colour, marker="o", ms=3, label=label)
     left.set(xlabel="epoch", ylabel="validation mAP", ylim=(0, 1.05), title="training")
+    left.set_xlim(0.5, max(len(epochs) for epochs, _ in lines.values()) + 0.5)
     left.xaxis.get_major_locator().set_params(integer=True)
     left.grid(alpha=0.3)
     left.legend(frameon=False, loc="lower right", fontsize=8)

@@ -16,6 +16,7 @@ FIXED_SECONDS = 14.0  # painting, pictures and start of the trainers
 # Fewer than the smallest plan's 160 steps learn nothing that could be shown; a slow machine gets them all the same.
 EPOCHS = (8, 16)
 IMAGES = (320, 800)
+SHORTEST = (1, 80)  # epochs and images
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,11 @@ class Plan:
     images: int
     val: int
     seconds: float
+
+    @property
+    def amount(self) -> str:
+        """Return epochs and images as they are printed."""
+        return f"{self.epochs} epoch{'s' * (self.epochs != 1)} on {self.images} images"
 
     @property
     def steps(self) -> int:
@@ -60,3 +66,16 @@ def fit(pair_seconds: float, budget: float, *, epochs: int | None = None, images
         return min(choices, key=lambda plan: plan.seconds)
     # Among plans of about the same length, images and epochs in the proportion that learned best: about 50 to 1.
     return max(fitting, key=lambda plan: (plan.steps // 8, -abs(plan.images - 50 * plan.epochs)))
+
+
+def shorter(plan: Plan, pair_seconds: float, budget: float) -> Plan | None:
+    """Return a plan to name to a user whose machine needs more than `budget` for `plan`; None if `plan` fits.
+
+    It learns too little to show a detection, but runs every step of the demo.
+
+    Example:
+        >>> slow = fit(5.0, 210)
+        >>> shorter(slow, 5.0, 210).amount
+        '1 epoch on 80 images'
+    """
+    return None if plan.seconds <= budget else estimate(*SHORTEST, pair_seconds)

@@ -17,7 +17,7 @@ from yolorep.bench import Settings, bench, of_model
 from yolorep.bench.subjects import DEPLOYED, STOCK, UNFUSED
 from yolorep.demo import findings, pictures, report, scenes, training
 from yolorep.demo.findings import Findings
-from yolorep.demo.plan import Plan, fit
+from yolorep.demo.plan import Plan, fit, shorter
 from yolorep.demo.workspace import Workspace
 from yolorep.deployment import deploy
 from yolorep.errors import UsageError, VerifyError
@@ -28,6 +28,7 @@ from yolorep.verification import verify
 
 SIDE = 160  # pixels
 MINUTES = 3.5
+LONGEST = 24 * 60  # minutes
 REP_FILE, DEPLOYED_FILE, STOCK_FILE = "shapes-rep.pt", "shapes-deployed.pt", "shapes-stock.pt"
 FILES = {
     "report.html": "the results on one page, with pictures",
@@ -57,6 +58,8 @@ def demo(
         UsageError: `out` is not a new or empty folder, or cannot be written to.
         VerifyError: the deployed model does not compute the same as the trained one; the files stay.
     """
+    if not minutes <= LONGEST:
+        raise UsageError(f"--minutes {minutes:g} is not accepted; accepted: 0.5 to {LONGEST}")
     space = Workspace.claim(out)
     console.file = console.file  # pins the current stream: standard output is redirected to the log later
     try:
@@ -123,7 +126,7 @@ class _Demo:
         rep, stock = build(training.REP), build(training.STOCK)
         blocks, convolutions = findings.counted(rep, stock)
         self.console.print(findings.what_rep_did(blocks, convolutions))
-        sizes = f"{findings.parameters(rep):,} parameters in training instead of {findings.parameters(stock):,}"
+        sizes = f"They add {findings.parameters(rep) - findings.parameters(stock):,} parameters, in training only"
         threads = training.choose_threads() if self.device == "cpu" else 0
         where = f"the CPU with {threads} thread{'s' * (threads != 1)}" if threads else "the GPU"
         seconds = training.step_seconds((rep, stock), SIDE, self.device)
@@ -132,9 +135,15 @@ class _Demo:
         step = f"a training step on {where} takes {seconds[0]:.2f} s, {seconds[0] / seconds[1]:.2f} times stock's"
         self.console.print(f"{sizes}; {step}.")
         self.console.print(
-            f"At this speed, {plan.epochs} epochs on {plan.images} images for rep and for stock, and everything else, "
+            f"At this speed, {plan.amount} for rep and for stock, and everything else, "
             f"take about {_duration(plan.seconds)} from now."
         )
+        quick = None if epochs or images else shorter(plan, sum(seconds), left)
+        if quick is not None:
+            self.console.print(
+                "This machine is slow or busy, and fewer steps would learn nothing. To see only how it works, stop it "
+                f"(Ctrl-C) and give --epochs {quick.epochs} --images {quick.images}: about {_duration(quick.seconds)}."
+            )
         return plan
 
     def _paint(self, plan: Plan, progress: Progress) -> Path:

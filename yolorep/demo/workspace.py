@@ -80,7 +80,7 @@ class Workspace:
         (self.folder / MARKER).unlink(missing_ok=True)
 
     def remove(self) -> list[Path]:
-        """Remove what the demo made; returns the files of others that are still in the folder."""
+        """Remove the demo's files; return the other files that are still in the folder."""
         for tree in self.trees:
             shutil.rmtree(self.folder / tree, ignore_errors=True)
         for name in self.files:
@@ -104,7 +104,7 @@ class Workspace:
 
 def _read(folder: Path) -> Workspace:
     content = json.loads((folder / MARKER).read_text())
-    # Never outside the folder, whatever the file says.
+    # Nothing outside the folder is removed, even if the file names it.
     names = [name for name in content["files"] if not Path(name).is_absolute() and ".." not in Path(name).parts]
     trees = [name for name in content["trees"] if Path(name).name == name and name.startswith(".settings-")]
     return Workspace(folder, bool(content["made_folder"]), names, trees)

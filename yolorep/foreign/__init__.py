@@ -5,6 +5,6 @@ linear layers (`layers`, `declared_blocks`), folded like any nest, checked on no
 of a deployed block (`deployed_forms`).
 """
 
-from yolorep.foreign.folding import Folded, folded, foreign_blocks
+from yolorep.foreign.folding import Folded, Folds, folded, foreign_blocks
 
-__all__ = ["Folded", "folded", "foreign_blocks"]
+__all__ = ["Folded", "Folds", "folded", "foreign_blocks"]

@@ -86,7 +86,7 @@ class Stock:
             conv.train(block.training),
             norm,
             getattr(like, "stock_class", type(like)),
-        )  # of a branch that has been expanded, what it was
+        )  # the class that an expanded branch had before
 
     def commit_(self, block: nn.Module, prepared: tuple[nn.Conv2d, _BatchNorm, type]) -> None:
         act: Any = block.act

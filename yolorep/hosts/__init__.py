@@ -16,7 +16,7 @@ from yolorep.hosts.hooks import Hooks
 HOOKS = {module: f"yolorep.hosts.{host.name}.{file}" for host in HOSTS for module, file in host.hooks.items()}
 HOOKS["yolov6.utils.torch_utils"] = "yolorep.hosts.other_trees"
 _attached: dict[str, tuple[ModuleType, Hooks]] = {}
-_registered = False  # wrapt has been told, which it cannot forget
+_registered = False  # wrapt cannot unregister an import hook
 _active = False
 
 

@@ -16,6 +16,7 @@ from torch import nn
 from yolorep.atomic_files import written_whole
 from yolorep.console import say_once
 from yolorep.errors import CheckpointError
+from yolorep.host import HOSTS, YOLOV5
 from yolorep.hosts import restricted_pickle
 from yolorep.hosts.damaged_files import check_whole
 from yolorep.hosts.offline import go_offline
@@ -24,10 +25,9 @@ from yolorep.hosts.yolov5.compat import tree_modules
 from yolorep.hosts.yolov5.tree import find_tree
 from yolorep.paths import exists, is_dir, is_file
 
-YOLOV5_PACKAGES = ("models.", "yolov5.")
 # Prefixes of class names in checkpoints of other projects, some of which look like a YOLOv5 tree's.
 OTHER_PROJECTS = {"yolov6.": "YOLOv6", "models.yolo.IDetect": "YOLOv7", "models.yolo.IAuxDetect": "YOLOv7"}
-# What the hosts store to resume a run, and what they put in its place when the run has ended. A checkpoint with
+# Entries that the hosts store to resume a run, and their values once the run has ended. A checkpoint with
 # another model in it must not be resumed: it would go on in the folder of the first run.
 OF_THE_RUN: dict[str, Any] = {
     "ema": None,
@@ -64,6 +64,8 @@ def load(path: Path, repo: Path | None = None) -> Checkpoint:
         HostError: the host that it needs is not there.
     """
     path = Path(path)
+    if repo is not None:
+        find_tree(repo)  # of no use for a checkpoint of ultralytics, but a mistake in it is told all the same
     host = host_of(path)
     check_whole(path)
     go_offline()
@@ -96,7 +98,7 @@ def _up_to_date(experimental: Any, path: Path) -> nn.Module:
 
 
 def host_of(path: Path) -> str:
-    """Return 'ultralytics' or 'yolov5', told from the names in the file without running any of it.
+    """Return the name of a checkpoint's host from the names in the file, without running any of its code.
 
     Raises:
         CheckpointError: there is no such file, it is no PyTorch checkpoint, or holds a model of neither host.
@@ -113,21 +115,20 @@ def host_of(path: Path) -> str:
         raise CheckpointError(
             f"{path} is not a PyTorch checkpoint (a whole file written by torch.save in its zip format)"
         ) from None
-    if any(name.startswith("ultralytics.nn.") for name in names):
-        return "ultralytics"
-    for prefix, project in OTHER_PROJECTS.items():
+    host = next((host for host in HOSTS if any(name.startswith(host.checkpoint_marks) for name in names)), None)
+    for prefix, project in OTHER_PROJECTS.items() if host in (None, YOLOV5) else ():
         if any(name.startswith(prefix) for name in names):
             raise CheckpointError(
                 f"{path} is a checkpoint of {project}; accepted: one of ultralytics or YOLOv5. "
                 f"In {project}'s own tree, load its model and call yolorep.deploy(model)"
             )
-    if any(name.startswith(YOLOV5_PACKAGES) for name in names):
-        return "yolov5"
-    raise CheckpointError(f"{path} holds no model of ultralytics or YOLOv5")
+    if host is None:
+        raise CheckpointError(f"{path} holds no model of ultralytics or YOLOv5")
+    return host.name
 
 
 def check_model_file(path: Path) -> str:
-    """`host_of`, for a file that a host reads itself: it also takes the format of torch before 1.6, where '' is told.
+    """Return the host of a file that the host reads itself, or '' for the file format of torch before 1.6.
 
     Raises:
         CheckpointError: as `host_of`.
@@ -145,6 +146,8 @@ def check_resumes(path: Path) -> None:
         UsageError: the system does not let the path be opened.
     """
     check_whole(path)
+    if is_file(path):
+        check_model_file(path)
     if is_file(path) and restricted_pickle.plain_values(path).get("epoch", -1) == -1:
         raise CheckpointError(
             f"{path} is of a run that has ended, or written by yolorep: there is nothing to resume; accepted: the "

@@ -16,7 +16,7 @@ PICKLE = b"\x80"  # how it began before
 
 
 def check_whole(path: Path) -> None:
-    """Check that a `.pt` file is all there; what is no such file is left to the host.
+    """Check that a `.pt` file is complete. Files of other kinds are left to the host.
 
     Raises:
         CheckpointError: the file cannot be read, is empty, cut short, of another kind, or differs from its checksums.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from yolorep.console import say
-from yolorep.hosts.offline import is_offline
+from yolorep.hosts.network_setting import is_offline
 
 SHOWN = 100  # characters
 _training = False
@@ -18,7 +18,7 @@ def allow() -> None:
 
 
 def may_run(data: Any, download: Any) -> bool:
-    """Whether the host may run `download`, that of the data YAML `data`; where it may not, the reason is printed."""
+    """Return whether the host may run the `download:` of a data YAML; print the reason where it may not."""
     if _training and not is_offline():
         return True
     why = "offline" if _training else "only training runs it"

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from yolorep.errors import VerifyError, first_line
 from yolorep.hosts.checkpoints import host_of
 from yolorep.hosts.predictions import Answer, ResultReport, compare, task_of
-from yolorep.hosts.ultralytics.evaluator import UltralyticsEvaluator
-from yolorep.hosts.yolov5.evaluator import Yolov5Evaluator
 from yolorep.paths import exists, is_dir, is_file
 
 IMAGES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
@@ -48,9 +47,13 @@ def evaluator(checkpoint: Path, *, imgsz: int | None = None, repo: Path | None =
         CheckpointError, HostError: the checkpoint or its host is missing.
         VerifyError: predictions of its task cannot be compared.
     """
-    if host_of(checkpoint) == "ultralytics":
-        return UltralyticsEvaluator(checkpoint, imgsz)
-    return Yolov5Evaluator(checkpoint, imgsz, repo)
+    made: Evaluator = _of(host_of(checkpoint)).HostEvaluator(checkpoint, imgsz, repo)
+    return made
+
+
+def _of(host: str) -> Any:
+    """Return a host's module `evaluator`, which has a class `HostEvaluator` and a function `figures_of`."""
+    return import_module(f"yolorep.hosts.{host}.evaluator")
 
 
 def check_inputs(images: Path | None, data: Path | None) -> None:
@@ -77,16 +80,11 @@ def exported_figures(
         VerifyError: the host cannot validate with the data set.
     """
     try:
-        if host == "ultralytics":
-            from yolorep.hosts.ultralytics import evaluator as ultralytics_evaluator
-
-            return ultralytics_evaluator.figures_of(path, task, data, imgsz)
-        from yolorep.hosts.yolov5 import evaluator as yolov5_evaluator
-
-        return yolov5_evaluator.figures_of(path, task, data, imgsz, repo)
+        figures: dict[str, float] = _of(host).figures_of(path, task, data, imgsz, repo)
     except REFUSALS as error:
         reason = first_line(error).rstrip(".")
         raise VerifyError(f"{path.name} cannot be validated with {data}: {reason}") from None
+    return figures
 
 
 def compare_images(before: Evaluator, after: Evaluator, images: Path) -> ResultReport:

@@ -37,7 +37,7 @@ class Hooks:
     def wrap_copies(
         self, module: Any, name: str, around: Callable[..., Any], importers: Iterable[ModuleType | None]
     ) -> None:
-        """Replace a function in `module` and in those of `importers` that have imported it by name."""
+        """Replace a function in `module`, and in each of `importers` that imported it by name."""
         function = getattr(module, name)
         for owner in (module, *importers):
             if getattr(owner, name, None) is function:

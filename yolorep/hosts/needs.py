@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 from yolorep.errors import first_line
-from yolorep.hosts.offline import is_offline
+from yolorep.hosts.network_setting import is_offline
 
 # Modules whose package has another name, and those that an extra of yolorep's installs.
 PACKAGES = {"cv2": "opencv-python", "git": "gitpython", "IPython": "ipython", "pkg_resources": "'setuptools<81'"}
@@ -18,14 +21,22 @@ def missing_file(error: FileNotFoundError) -> str:
     return f"{error.filename} does not exist{offline}"
 
 
-def needed(error: ModuleNotFoundError) -> str:
+def needed(error: ModuleNotFoundError, requirements: Path | None = None) -> str:
     """Return the sentence's end for a missing module: its name and how to install it."""
     name = (error.name or str(error).removeprefix("No module named ").strip("'")).partition(".")[0]
-    return f"{name}, which is not installed: {install_line(name)}"
+    return f"{name}, which is not installed: {install_line(name, requirements)}"
 
 
-def install_line(module: str) -> str:
-    """Return the command that installs what provides `module`."""
+def install_line(module: str, requirements: Path | None = None) -> str:
+    """Return the command that installs what provides `module`.
+
+    requirements: the host's own file, where it has one. If it lists the package, the command installs all of it.
+    """
     if module in EXTRAS:
         return f"pip install 'yolorep[{EXTRAS[module]}]'"
-    return f"pip install {PACKAGES.get(module, module)}"
+    package = PACKAGES.get(module, module)
+    if requirements is not None and requirements.is_file():
+        listed = re.findall(r"^[\w.-]+", requirements.read_text(encoding="utf-8", errors="ignore"), re.MULTILINE)
+        if package in listed:
+            return f"pip install -r {requirements}"
+    return f"pip install {package}"

@@ -18,20 +18,20 @@ ultralytics, for example, goes on after a ConnectionError.
 from __future__ import annotations
 
 import os
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
 import wrapt
 
-from yolorep.console import say_once
+from yolorep.host import HOSTS
 from yolorep.hosts.hooks import Hooks
-from yolorep.hosts.reachability import check_reachable, is_reachable, limit_lookups
+from yolorep.hosts.network_setting import is_offline, lends_font, lent_font
+from yolorep.hosts.reachability import check_reachable, limit_lookups
 
-TRUE = {"1", "true", "yes", "on", "y", "t"}
 # "true" is the one spelling that every version of ultralytics reads.
 ENVIRONMENT = {"YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false", "YOLOv5_AUTOINSTALL": "false"}
-FONTS = "https://github.com/ultralytics/assets"  # where the hosts download their fonts from
 _guarded = False
 
 
@@ -51,41 +51,15 @@ def guard_hosts() -> None:
     if _guarded:
         return
     _guarded = True
-    from yolorep.hosts.ultralytics import network as ultralytics
-    from yolorep.hosts.yolov5 import network as yolov5
-
-    ultralytics.register()
-    yolov5.register()
+    for host in HOSTS:
+        import_module(f"yolorep.hosts.{host.name}.network").register()
     wrapt.register_post_import_hook(_guard_fonts, "PIL.ImageFont")
     wrapt.register_post_import_hook(_guard_torch_hub, "torch.hub")
-
-
-def is_offline() -> bool:
-    """Whether YOLO_OFFLINE is set, by the user or by `go_offline`."""
-    return os.environ.get("YOLO_OFFLINE", "").strip().lower() in TRUE
 
 
 def is_guarded() -> bool:
     """Whether `guard_hosts` or `go_offline` was called in this process."""
     return _guarded
-
-
-def font_file() -> Path:
-    """Return the path of DejaVu Sans, a TrueType font that matplotlib installs."""
-    import matplotlib
-
-    return Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
-
-
-def lends_font() -> bool:
-    """Whether a host that misses its font gets DejaVu Sans, because it cannot download its own."""
-    return is_offline() or not is_reachable(FONTS)
-
-
-def lent_font() -> str:
-    """Return the path of the font that stands in for a host's own, which is said once."""
-    say_once("the font Arial is not here and cannot be downloaded; labels are drawn in DejaVu Sans")
-    return str(font_file())
 
 
 def _guard_fonts(module: Any) -> None:

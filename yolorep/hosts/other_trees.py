@@ -13,7 +13,7 @@ from types import ModuleType
 from yolorep.hosts.hooks import Hooks
 from yolorep.hosts.shared_hooks import fuse_after_deploy
 
-# Of which a `models.yolo` with a fold of its own has one: YOLOv7, YOLOv5-Lite.
+# Every `models.yolo` that folds blocks itself has one of these names: YOLOv7, YOLOv5-Lite.
 MARKS = ("IDetect", "RepVGGBlock")
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from yolorep.errors import VerifyError
 from yolorep.numerics import largest_difference, relative_error
 
-Answer = Mapping[str, Tensor]  # of one image: each part of the n things that are said of it, (n, ...)
+Answer = Mapping[str, Tensor]  # one image's n predictions: field name → tensor (n, ...)
 
 PIXELS = 0.5  # a box, a corner or a keypoint moved by less is the same one
 CONFIDENCE = 1e-3
@@ -83,9 +83,9 @@ class ResultReport:
         where = f"{self.images} image{'s' * (self.images != 1)}"
         if not self.found and not self.differing:
             return f"0 {self.task.nouns} on {where}, by either model: there was nothing to compare"
-        told = (f"{p.name} {self.largest[p.name]:.1e}{p.unit}" for p in self.task.parts if p.tolerance)
+        differences = (f"{p.name} {self.largest[p.name]:.1e}{p.unit}" for p in self.task.parts if p.tolerance)
         found = f"{self.found} {self.task.nouns} on {where}: {self.differing} differ"
-        return f"{found}; largest difference of a pair: {', '.join(told)}"
+        return f"{found}; largest difference of a pair: {', '.join(differences)}"
 
 
 def compare(task: Task, answers: Iterable[tuple[Answer, Answer]]) -> ResultReport:
@@ -150,7 +150,7 @@ SCORE = Part("confidence", largest_difference, CONFIDENCE)
 BOX = (CLASS, Part("position", largest_difference, PIXELS, " px"), SCORE)
 KEYPOINTS = Part("keypoints", largest_difference, PIXELS, " px"), Part("visibility", largest_difference, CONFIDENCE)
 
-# By the names that ultralytics gives to tasks; those of YOLOv5 trees are among them.
+# By ultralytics' names of tasks, which include the names in YOLOv5 trees.
 TASKS: dict[str, Task] = {
     "detect": Task("boxes", BOX),
     "segment": Task("boxes", BOX, (Part("mask", _outside, MASK, " of its area"),)),

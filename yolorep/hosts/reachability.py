@@ -1,4 +1,4 @@
-"""Find out within seconds whether a download can begin: no connect or name look-up is waited for without a limit."""
+"""Find out within seconds whether a download can begin: every connection and name look-up has a time limit."""
 
 from __future__ import annotations
 

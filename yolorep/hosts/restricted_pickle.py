@@ -1,7 +1,7 @@
 """Unpickle the checkpoints of both hosts without giving the file the run of the machine.
 
-A pickle calls whatever it names. Here it may name the layers of the hosts, torch, torchvision and yolorep, and the
-plain values that the hosts store beside them; any other name is refused before it is imported.
+A pickle calls any function that it names. Here it may name the layers of the hosts, torch, torchvision and yolorep,
+and the plain values that the hosts store beside them; any other name is refused before it is imported.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from yolorep import plugins
 from yolorep.errors import CheckpointError
+from yolorep.host import HOSTS
 
-# Packages whose layers (classes derived from nn.Module) are accepted. `models` and `utils` are those of a YOLOv5 tree.
-LAYERS = ("torch", "torchvision", "ultralytics", "yolov5", "models", "utils", "yolorep")
+# Packages whose layers (classes derived from nn.Module) are accepted.
+LAYERS = ("torch", "torchvision", "yolorep", *(package for host in HOSTS for package in host.packages))
 # Layers among them that open files when they are made.
 OPENERS = (
     "models.common.DetectMultiBackend",
@@ -105,15 +107,28 @@ def load(path: Path) -> Any:
 
 
 def layers() -> list[Any]:
-    """Return the layers that yolorep puts into models, and torchvision's in them, for `add_safe_globals` of torch."""
-    from torchvision.ops import SqueezeExcitation
-
+    """Return the layers of yolorep, for `add_safe_globals` of torch."""
     import yolorep.blocks as package
 
     names = [f"{package.__name__}.{info.name}" for info in pkgutil.iter_modules(package.__path__)]
     found = [value for name in names for value in vars(import_module(name)).values()]
-    ours = {v for v in found if isinstance(v, type) and issubclass(v, nn.Module) and v.__module__ in names}
-    return [*sorted(ours, key=lambda kind: kind.__qualname__), SqueezeExcitation]
+    layers = {v for v in found if isinstance(v, type) and issubclass(v, nn.Module) and v.__module__ in names}
+    return sorted(layers, key=lambda kind: kind.__qualname__)
+
+
+def accept_squeeze_excitation(path: Any) -> None:
+    """Let torch's own restricted loading accept torchvision's squeeze-and-excitation, if a checkpoint names it.
+
+    Only then is torchvision imported: the import takes seconds, and makes ultralytics choose another NMS.
+    """
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except (OSError, RuntimeError, ValueError, pickle.UnpicklingError):
+        return  # not a checkpoint of torch.save: the loading that follows says so
+    if "torchvision.ops.misc.SqueezeExcitation" in names:
+        from torchvision.ops import SqueezeExcitation
+
+        torch.serialization.add_safe_globals([SqueezeExcitation])
 
 
 def plain_values(path: Path) -> dict[str, Any]:
@@ -124,7 +139,7 @@ def plain_values(path: Path) -> dict[str, Any]:
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=False, pickle_module=_INERT)
-    except Exception:  # whatever an unpickler meets in a file that is not its own
+    except Exception:  # an unpickler can fail in any way on a file that is no pickle
         raise CheckpointError(f"{path} is not a PyTorch checkpoint") from None
     items = content.items() if isinstance(content, dict) else ()
     return {key: value for key, value in items if value is None or isinstance(value, (bool, int, float, str))}
@@ -164,7 +179,9 @@ class _Unpickler(pickle.Unpickler):
             return super().find_class(module, name)
         full = f"{module}.{name}"
         listed = _within(module, CLASSES)
-        if "." not in name and (listed or (_within(module, LAYERS) and not _within(full, OPENERS))):
+        if "." not in name and (
+            listed or (_within(module, (*LAYERS, *plugins.modules())) and not _within(full, OPENERS))
+        ):
             found = super().find_class(module, name)
             if isinstance(found, torch.dtype) or _acceptable(found, listed=listed):
                 return found
@@ -176,7 +193,7 @@ def _acceptable(found: Any, *, listed: bool) -> bool:
     if not isinstance(found, type) or not (listed or issubclass(found, nn.Module)):
         return False
     full = f"{found.__module__}.{found.__qualname__}"
-    return _within(full, (*LAYERS, *CLASSES)) and not _within(full, OPENERS)
+    return _within(full, (*LAYERS, *CLASSES, *plugins.modules())) and not _within(full, OPENERS)
 
 
 def _within(name: str, places: tuple[str, ...]) -> bool:

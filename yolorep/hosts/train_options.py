@@ -3,11 +3,13 @@
 rep: the blocks to expand the model with before training, as under the `rep:` key of a model YAML: the name of a block,
 or a mapping. Its other keys (`identity`, `select`, `start`) are options of training too.
 equivalent_l2: decay the equivalent kernels of RepVGG blocks instead of the kernel of each branch.
+gain_lr: multiply the learning rate of the branches' gains by this number.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,19 +22,30 @@ from yolorep.host import Host
 from yolorep.policy import OF_MODEL, Policy
 
 OF_REP = tuple(name for name in OF_MODEL if name != "block")
-NAMES = ("rep", *OF_REP, model_yaml.EQUIVALENT_L2)
+NAMES = ("rep", *OF_REP, model_yaml.EQUIVALENT_L2, model_yaml.GAIN_LR)
 
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """policy: None keeps the model's blocks. equivalent_l2: None keeps the model's setting."""
+    """policy: None keeps the model's blocks. equivalent_l2, gain_lr: None keeps the model's setting."""
 
     policy: Policy | None = None
     equivalent_l2: bool | None = None
+    gain_lr: float | None = None
 
     def __bool__(self) -> bool:
         """Return whether any option is given."""
-        return self.policy is not None or self.equivalent_l2 is not None
+        return self.policy is not None or bool(self._settings)
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        """The settings of the optimizer that are given, by their keys in a model dictionary."""
+        given = {model_yaml.EQUIVALENT_L2: self.equivalent_l2, model_yaml.GAIN_LR: self.gain_lr}
+        return {key: value for key, value in given.items() if value is not None}
+
+    def recorded(self) -> dict[str, Any]:
+        """Return the options as plain values, to be recorded with a run."""
+        return {**({} if self.policy is None else _recorded(self.policy)), **self._settings}
 
     def written(self, d: Mapping[str, Any], host: Host) -> dict[str, Any]:
         """Return the model dictionary with the options written into it.
@@ -43,9 +56,7 @@ class TrainOptions:
         result = dict(d)
         if self.policy is not None and self.expands(result, host):
             result["rep"] = self.policy.to_yaml()
-        if self.equivalent_l2 is not None:
-            result[model_yaml.EQUIVALENT_L2] = self.equivalent_l2
-        return result
+        return {**result, **self._settings}
 
     def expands(self, d: dict[str, Any], host: Host) -> bool:
         """Return whether a model of this dictionary has to be expanded: not if it requests the same blocks already.
@@ -68,6 +79,17 @@ class TrainOptions:
         )
 
 
+def recorded_of(d: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options in a model dictionary, as `TrainOptions.recorded` does."""
+    policy = Policy.from_yaml(d["rep"], checked=False) if d.get("rep") else None
+    return TrainOptions(policy, d.get(model_yaml.EQUIVALENT_L2), d.get(model_yaml.GAIN_LR)).recorded()
+
+
+def _recorded(policy: Policy) -> dict[str, Any]:
+    select = None if policy.select is None else list(policy.select)
+    return {"rep": policy.block, "identity": policy.identity, "select": select, "start": policy.start}
+
+
 def read(given: Mapping[str, Any]) -> TrainOptions:
     """Return the options among `NAMES`, from Python values.
 
@@ -87,7 +109,9 @@ def read(given: Mapping[str, Any]) -> TrainOptions:
         mapping = {**mapping, **extra}
     policy = None if mapping is None else Policy.from_yaml(mapping)
     return TrainOptions(
-        policy, model_yaml.flag(asked[model_yaml.EQUIVALENT_L2]) if model_yaml.EQUIVALENT_L2 in asked else None
+        policy,
+        model_yaml.flag(asked[model_yaml.EQUIVALENT_L2]) if model_yaml.EQUIVALENT_L2 in asked else None,
+        model_yaml.factor(asked[model_yaml.GAIN_LR]) if model_yaml.GAIN_LR in asked else None,
     )
 
 
@@ -97,14 +121,14 @@ def from_pairs(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     Raises:
         UsageError: a value is missing, or begins like a YAML list or mapping and is not YAML.
     """
-    theirs, ours = [], {}
+    rest, options = [], {}
     for argument in arguments:
         name, equals, text = argument.partition("=")
         if name.lstrip("-") in NAMES:
-            ours[name.lstrip("-")] = _value(name, text if equals else "")
+            options[name.lstrip("-")] = value_of(name, text if equals else "")
         else:
-            theirs.append(argument)
-    return theirs, ours
+            rest.append(argument)
+    return rest, options
 
 
 def from_flags(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
@@ -117,12 +141,16 @@ def from_flags(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     for name in NAMES:
         alone = "true" if name == model_yaml.EQUIVALENT_L2 else ""  # a flag, which may have a value
         parser.add_argument(f"--{name}", f"--{name.replace('_', '-')}", nargs="?", const=alone)
-    known, theirs = parser.parse_known_args(list(arguments))
-    return theirs, {name: _value(f"--{name}", text) for name, text in vars(known).items() if text is not None}
+    known, rest = parser.parse_known_args(list(arguments))
+    return rest, {name: value_of(f"--{name}", text) for name, text in vars(known).items() if text is not None}
 
 
-def _value(name: str, text: str) -> Any:
-    """Parse a list or a mapping as YAML; else return true, false, a layer index or the text."""
+def value_of(name: str, text: str) -> Any:
+    """Parse a list or a mapping as YAML; else return true, false, a number or the text. name: for messages.
+
+    Raises:
+        UsageError: a value is missing, or begins like a YAML list or mapping and is not YAML.
+    """
     text = text.strip()
     if not text:
         raise UsageError(f"{name} has no value; accepted: rep=BLOCK, as in rep=repvgg")
@@ -132,4 +160,6 @@ def _value(name: str, text: str) -> Any:
         except yaml.YAMLError:
             example = "select='[\"*.cv2\", 6]'"
             raise UsageError(f"{name}={text} is not YAML; quote what begins with a *, as in {example}") from None
+    if re.fullmatch(r"\d*\.\d+", text):
+        return float(text)
     return {"true": True, "false": False}.get(text.lower(), int(text) if text.isdecimal() else text)

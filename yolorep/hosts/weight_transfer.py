@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from yolorep.blocks.conv_c3 import BRANCH, Conv_C3
 from yolorep.blocks.linear import ChannelMap
@@ -14,9 +14,14 @@ from yolorep.blocks.starts import DENSE
 from yolorep.deployment import fold_blocks_
 from yolorep.errors import HostError
 from yolorep.expansion import grow_
+from yolorep.foreign.declared_blocks import BLOCKS
+from yolorep.foreign.deployed_forms import Slot
 from yolorep.modes import evaluating
+from yolorep.placement import gains
 from yolorep.policy import Policy
-from yolorep.stock_layers import gains, is_stock_conv, rep_blocks
+from yolorep.stock_layers import is_stock_conv, rep_blocks
+
+SLOTS = {kind.form.name for kind in BLOCKS if isinstance(kind.form, Slot)}  # names of folded convolutions
 
 
 def fitting(source: nn.Module, model: nn.Module) -> nn.Module:
@@ -30,12 +35,12 @@ def fitting(source: nn.Module, model: nn.Module) -> nn.Module:
     copy = deepcopy(source).float()  # as the host does next: a checkpoint's float16 would round the folded kernels
     with evaluating(copy):
         for name in homeless:
-            fold_blocks_(copy.get_submodule(name))
+            fold_blocks_(copy.get_submodule(name)).warn()
     return copy
 
 
 def regrow_(model: nn.Module, blocks: Mapping[str, nn.Module]) -> None:
-    """Grow blocks, by name, again on layers of `model` that weight transfer replaced by stock ones, where they gain.
+    """Turn layers that weight transfer replaced by stock ones into blocks again, where they gain. blocks: by name.
 
     A class head of another kind may lack some of the names.
     """
@@ -44,16 +49,48 @@ def regrow_(model: nn.Module, blocks: Mapping[str, nn.Module]) -> None:
     for name, block in blocks.items():
         layer: Any = _at(model, name)
         options = Policy(block.block, block.identity)  # type: ignore[arg-type]
-        if is_stock_conv(layer) and (named or gains(layer, options.block, options.identity)):
+        if layer is not None and is_stock_conv(layer) and (named or gains(layer, options.block, options.identity)):
             grow_([(name, layer)], options, trained=True)
+
+
+def transferred(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> str:
+    """Return what to say of a transfer of a state dict by keys and shapes; empty for a target without branches.
+
+    source, target: state dicts; `target` before or after the transfer. A branch that adds nothing counts as silent
+    whether the source has it or not.
+    """
+    fits = {key for key, value in target.items() if key in source and source[key].shape == value.shape}
+    branches: dict[str, list[str]] = {}
+    for block, key in _branch_keys(target):
+        branches.setdefault(block, []).append(key)
+    silent = {key for block, keys in branches.items() if _silent(block, keys, source, fits) for key in keys}
+    moved = len(fits - silent)
+    fresh = len(target) - moved - len(silent)
+    others = "the other " if not fresh else ""
+    parts = [f"{others}{len(silent)} are silent branches"] if silent else []
+    if fresh:
+        parts.append(f"{fresh} do not fit and start fresh")
+    told = "; ".join([f"{moved} of {len(target)} tensors", *parts])
+    return f"yolorep: the weights give {told}" if branches else ""
+
+
+def _silent(block: str, keys: list[str], source: Mapping[str, Tensor], fits: set[str]) -> bool:
+    """Return whether the branches of a block add nothing after the transfer: absent, or with a last gain of zero."""
+    present = [key for key in keys if key in fits]
+    if not present:
+        return f"{block}.bn.running_mean" in fits  # `Conv_C3` silences them where its statistics are loaded
+    last = {key[len(block) + 1 :].partition(".")[0]: key for key in present if key.endswith(".weight")}
+    return bool(last) and not any(bool(source[key].any()) for key in last.values())
 
 
 def check_room(source: Mapping[str, Any], target: Mapping[str, Any]) -> None:
     """Check that a target state dict has the branches of the source's blocks, for hosts that transfer state dicts.
 
     Raises:
-        HostError: the target has the convolution of a block, but not every branch.
+        HostError: the target lacks a branch of a block in the source, or has branches for a block that the source has
+            folded.
     """
+    check_unfolded(source, target)
     homeless = sorted(
         {block for block, key in _branch_keys(source) if key not in target and f"{block}.bn.weight" in target}
     )
@@ -63,6 +100,27 @@ def check_room(source: Mapping[str, Any], target: Mapping[str, Any]) -> None:
             "lacks, and would compute something else without; accepted: no --cfg, which trains the blocks that the "
             "weights have, a --cfg of the same blocks, or weights without branches (yolorep deploy IN OUT)"
         )
+
+
+def check_unfolded(source: Mapping[str, Any], target: Mapping[str, Any]) -> None:
+    """Check that no folded block of another project in the source's state dict has its branches in the target's.
+
+    Raises:
+        HostError: one has; the folded weights would be dropped.
+    """
+    places = ((key, key.split(".")) for key in source if key not in target)
+    folded = sorted({".".join(parts[: _slot(parts)]) for _, parts in places if _slot(parts) >= 0})
+    homeless = [block for block in folded if any(key.startswith(f"{block}.") for key in target)]
+    if homeless:
+        raise HostError(
+            f"{len(homeless)} blocks of the weights ({homeless[0]} for one) are folded, and the model to train has "
+            "their branches, where the folded weights fit nowhere; accepted: the checkpoint before yolorep deploy"
+        )
+
+
+def _slot(parts: list[str]) -> int:
+    """Return the place in a key of the name of a folded convolution of another project; -1 if there is none."""
+    return next((place for place, part in enumerate(parts) if part in SLOTS), -1)
 
 
 def _branch_keys(state: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

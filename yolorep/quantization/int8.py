@@ -16,6 +16,7 @@ from yolorep.quantization.graph import Array, equalize_
 from yolorep.quantization.schemes import Scheme
 
 OUTLIERS = 1e-4  # share of the values that percentile ranges ignore, at either end
+BARE = "/WithoutBiases"  # OpenVINO's ending for a convolution whose bias became an addition that has its name
 Feeds = Callable[[], Iterable[dict[str, Array]]]
 
 
@@ -46,7 +47,8 @@ def quantize_openvino(source: Path, out: Path, scheme: Scheme, feeds: Feeds, flo
         _prepare(source, prepared, scheme)
         model = openvino.convert_model(prepared)
     names = {operation.get_friendly_name() for operation in model.get_ops()}
-    kept = [name for name in float_nodes if name in names]
+    parts = [part for name in float_nodes for part in (name, f"{name}{BARE}")]
+    kept = [part for part in parts if part in names]
     openvino.save_model(_nncf(model, scheme, feeds, kept), out, compress_to_fp16=False)
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 from rich.table import Table
 
+FLOAT32 = "float32"
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -15,16 +17,19 @@ class Candidate:
 
     scheme: its name, "float32" for the model before quantization. floats: layers kept in float beside the decoding.
     figures: of the host's own validation, such as mAP50-95, from 0 to 1. bytes: size of the file or folder.
+    finetuned: epochs of fine-tuning with 8-bit rounding before it was quantized.
     """
 
     scheme: str
     figures: Mapping[str, float]
     bytes: int
     floats: tuple[str, ...] = ()
+    finetuned: int = 0
 
     @property
     def label(self) -> str:
-        return f"{self.scheme}, {len(self.floats)} layers in float" if self.floats else self.scheme
+        tuned = ", fine-tuned" if self.finetuned else ""
+        return f"{self.scheme}{tuned}" + (f", {len(self.floats)} layers in float" if self.floats else "")
 
 
 @dataclass
@@ -46,6 +51,11 @@ class QuantizationReport:
     def float32(self) -> Candidate:
         return self.candidates[0]
 
+    @property
+    def quantized(self) -> list[Candidate]:
+        """The 8-bit candidates, before and after fine-tuning."""
+        return [candidate for candidate in self.candidates if candidate.scheme != FLOAT32]
+
     def drop(self, candidate: Candidate) -> float:
         """Return the loss against float32 in points; negative where the 8-bit model is better."""
         return 100 * (self.float32.figures[self.figure] - candidate.figures[self.figure])
@@ -56,23 +66,29 @@ class QuantizationReport:
 
     @property
     def chosen(self) -> Candidate:
-        """The fastest candidate within tolerance; the most accurate one where there is none."""
-        quantized = self.candidates[1:]
+        """The fastest candidate within tolerance; the most accurate one where there is none.
+
+        Fine-tuning changes weights and no layer: of one scheme with and without it, the more accurate one is taken.
+        """
+        quantized = self.quantized
         good = [candidate for candidate in quantized if self.within(candidate)]
         if good:
-            return min(good, key=lambda candidate: self.seconds.get(candidate.label, 0))
+            fastest = min(good, key=lambda candidate: self.seconds.get(candidate.label, 0))
+            layers = fastest.scheme, fastest.floats
+            quantized = [candidate for candidate in good if (candidate.scheme, candidate.floats) == layers]
         return min(quantized, key=self.drop)
 
     def table(self) -> Table:
         """Return the table that the command prints."""
         names = list(self.float32.figures)
-        view = Table(title=f"tolerated loss of {self.figure}: {self.tolerated:g} points", title_justify="left")
-        view.add_column("scheme", overflow="fold")
+        title = f"tolerated loss of {self.figure}: {self.tolerated:g} points"
+        view = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))  # masks fit 80 characters
+        view.add_column("scheme", overflow="fold", min_width=len("fine-tuned"))
         for name in (*names, "loss", "ms", "/ float32", "MB", ""):
-            view.add_column(name, justify="right")
+            view.add_column(name.replace(" ", "\n"), justify="right", overflow="fold")
         for candidate in self.candidates:
             first = candidate is self.float32
-            verdict = "" if first else "ok" if self.within(candidate) else "too much"
+            verdict = "" if candidate.scheme == FLOAT32 else "ok" if self.within(candidate) else "too much"
             view.add_row(
                 candidate.label,
                 *(f"{candidate.figures[name]:.4f}" for name in names),
@@ -95,7 +111,8 @@ class QuantizationReport:
             "tolerated_points": self.tolerated,
             "chosen": self.chosen.label,
             "candidates": [
-                {**asdict(c), "seconds": self.seconds[c.label], "loss_points": self.drop(c)} for c in self.candidates
+                {"label": c.label, **asdict(c), "seconds": self.seconds[c.label], "loss_points": self.drop(c)}
+                for c in self.candidates
             ],
             "layer_errors": dict(self.worst_layers(len(self.layer_errors))),
         }

@@ -1,4 +1,4 @@
-"""RepVGG's weight decay on equivalent kernels, for an optimizer that a host built and steps."""
+"""Weight decay of rep blocks, for an optimizer that a host built and steps: none on gains, the equivalent kernel's."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
+from yolorep.algebra import centre
 from yolorep.blocks.conv_c3 import Conv_C3
-from yolorep.training.penalty import centre, centre_shares, kernels, penalized_blocks
+from yolorep.blocks.linear import Scale
+from yolorep.training.penalty import centre_shares, kernels, penalized_blocks
 
 Group = dict[str, Any]
 OWN = ("params", "weight_decay", "param_group")  # keys in which groups that are otherwise alike may differ
@@ -19,8 +22,8 @@ OWN = ("params", "weight_decay", "param_group")  # keys in which groups that are
 def decay_equivalent_kernels_(optimizer: Optimizer, model: nn.Module) -> None:
     """Make `optimizer` decay the equivalent kernel of each RepVGG block of `model` instead of its kxk and 1x1 kernels.
 
-    From then on a step is the step for the loss + weight_decay / 2 * `equivalent_l2`, with the weight decay of the
-    kernels' group, which they leave for one without. The gradient of the penalty is added before each step, in closed
+    Each step then minimizes loss + weight_decay / 2 * `equivalent_l2`, with the weight decay of the kernels' former
+    group; the kernels move to a group without. The gradient of the penalty is added before each step, in closed
     form and on the parameters' device. It is neither in the reported loss nor in a gradient norm that is clipped, and
     it is scaled like the gradients where a fused step unscales them. All other parameters decay as before. Where
     processes train together, the scales of the batch norms are averaged over them.
@@ -49,6 +52,36 @@ def decay_equivalent_kernels_(optimizer: Optimizer, model: nn.Module) -> None:
     optimizer.register_step_pre_hook(add_penalty)
 
 
+def spare_gains_(optimizer: Optimizer, model: nn.Module) -> None:
+    """Exempt the learned scales of blocks from weight decay, as hosts exempt the weights of batch norms.
+
+    A host tells kernels from batch norms by type or by number of axes, and takes a scale for a kernel.
+
+    Example:
+        >>> from yolorep import Conv_C3
+        >>> block = Conv_C3(4, 4, block="orepa")
+        >>> optimizer = torch.optim.SGD(block.parameters(), lr=0.1, weight_decay=5e-4)
+        >>> spare_gains_(optimizer, block)
+        >>> [(len(group["params"]), group["weight_decay"]) for group in optimizer.param_groups]
+        [(10, 0.0005), (6, 0.0)]
+    """
+    gains = [m.weight for m in model.modules() if isinstance(m, Scale)]
+    groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    norms = [groups.get(id(m.weight)) for m in model.modules() if isinstance(m, _BatchNorm)]
+    for gain in gains:
+        group = groups.get(id(gain))
+        if group is not None and group.get("weight_decay"):
+            _move_(gain, group, next((norm for norm in norms if norm is not None), None), optimizer)
+
+
+def _move_(parameter: nn.Parameter, group: Group, of_norm: Group | None, optimizer: Optimizer) -> Group:
+    """Move a parameter from `group` to one without weight decay, and return that."""
+    group["params"] = [p for p in group["params"] if p is not parameter]
+    spared = _without_decay(group, of_norm, optimizer)
+    spared["params"].append(parameter)
+    return spared
+
+
 def _spare_(block: Conv_C3, optimizer: Optimizer, groups: dict[int, Group]) -> float:
     """Move a block's kernels to a group that does not decay; return the weight decay that they had."""
     decay = 0.0
@@ -57,15 +90,12 @@ def _spare_(block: Conv_C3, optimizer: Optimizer, groups: dict[int, Group]) -> f
         if group is None or not group.get("weight_decay"):
             continue
         decay = float(group["weight_decay"])
-        group["params"] = [p for p in group["params"] if p is not kernel]
-        spared = _without_decay(group, groups.get(id(block.bn.weight)), optimizer)
-        spared["params"].append(kernel)
-        groups[id(kernel)] = spared
+        groups[id(kernel)] = _move_(kernel, group, groups.get(id(block.bn.weight)), optimizer)
     return decay
 
 
 def _without_decay(group: Group, of_norm: Group | None, optimizer: Optimizer) -> Group:
-    """Return the group that a kernel of `group` moves to: that of its batch norm if the two are alike, else a new one.
+    """Return the group that a kernel of `group` moves to: its batch norm's group if the two are alike, else a new one.
 
     A host's schedules and logs count its groups, so that a new one is the last resort, and the last in the list.
     """

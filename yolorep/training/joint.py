@@ -2,7 +2,7 @@
 
 For y = BN(conv(x)) + sum of branches, autograd keeps the input of every batch norm: for RepVGG a third more than for a
 plain convolution. `joint_sum` computes identities and cheap branches again from x in the backward pass, since x is kept
-anyway. Outputs, gradients, running statistics, parameters and buffers equal those of the separate form, which takes
+anyway. Outputs, gradients, running statistics, parameters and buffers equal the separate form's, which takes
 over wherever `joint_sum` does not apply.
 """
 
@@ -99,7 +99,7 @@ def joint_sum(conv: nn.Conv2d, bn: _BatchNorm, branches: Iterable[nn.Module], x:
     dense, extra = _part(conv, bn), [part for _, part in every if part is not None]
     if dense is None or not extra or not fits([dense, *extra], x):
         return None
-    dtype = _compute_dtype(x)
+    dtype = compute_dtype(x)
     y = normalized_sum([part.term(conv, dtype) for part in (dense, *extra)], x.to(dtype))
     for branch, known in every:
         y = y if known is not None else y + branch(x)
@@ -119,7 +119,7 @@ def part_of(branch: nn.Module) -> Part | None:
     """Return a branch as layer and batch norm if it computes exactly what its types say, else None."""
     if not _is_plain(branch, nn.Sequential):
         return _part(None, branch)
-    layers = list(branch.children())
+    layers: list[Any] = list(branch._modules.values())  # `children` passes over a repeated layer
     return _part(*layers) if len(layers) == 2 else None
 
 
@@ -129,8 +129,7 @@ def fits(parts: Sequence[Part], x: Tensor) -> bool:
     It does not if a compiler, a tracer, a function transform or global module hooks see the separate operations, if the
     batch norms communicate with other processes, or if shapes and dtypes do not match.
     """
-    seen = torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
-    if seen or module_hooks._has_any_global_hook() or type(x) not in (Tensor, nn.Parameter):
+    if observed(x) or module_hooks._has_any_global_hook():
         return False
     if x.dim() != 4 or x.device.type not in ("cpu", "cuda") or any(_is_shared(part.norm) for part in parts):
         return False
@@ -141,6 +140,12 @@ def fits(parts: Sequence[Part], x: Tensor) -> bool:
     alone = len(x) * size[0] * size[1] < 2  # no statistics: the separate form raises
     meet = len(outputs) == 1 and all(part.norm.num_features == channels for part in parts)
     return meet and not alone and _dtypes_meet(parts, x)
+
+
+def observed(x: Tensor) -> bool:
+    """Return whether a compiler, a tracer, a function transform or a tensor subclass sees the operations on x."""
+    seen = torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
+    return seen or type(x) not in (Tensor, nn.Parameter)
 
 
 def _part(layer: nn.Module | None, norm: nn.Module) -> Part | None:
@@ -166,7 +171,7 @@ def _is_shared(norm: _BatchNorm) -> bool:
     return dist.is_initialized() and dist.get_world_size(norm.process_group or dist.group.WORLD) > 1
 
 
-def _compute_dtype(x: Tensor) -> torch.dtype:
+def compute_dtype(x: Tensor) -> torch.dtype:
     """Return the dtype that convolutions of x compute in: autocast's, except for float64."""
     kind = x.device.type
     if not torch.is_autocast_enabled(kind) or x.dtype == torch.float64:
@@ -176,7 +181,7 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
 
 def _dtypes_meet(parts: Sequence[Part], x: Tensor) -> bool:
     """Return whether all operations have one dtype, or a half dtype with batch norms in float32."""
-    dtype = _compute_dtype(x)
+    dtype = compute_dtype(x)
     cast = torch.is_autocast_enabled(x.device.type)
     for layer, norm in parts:
         same = x.dtype == dtype if layer is None else layer.weight.dtype in (dtype, torch.float32 if cast else dtype)

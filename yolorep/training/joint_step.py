@@ -110,7 +110,7 @@ def normalized_sum(terms: Sequence[Term], x: Tensor) -> Tensor:
     """Return the sum of the terms of x, and move their running statistics.
 
     x: (batch, in, h, w) to (batch, out, h', w'). Differentiable once, by x and by the kernel, bias, gamma and beta of
-    each term. Autocast is off inside both passes: the dtypes of x and of the kernels are those of the arithmetic.
+    each term. Autocast is off inside both passes: the arithmetic uses the dtypes of x and of the kernels.
     """
     tensors = [tensor for term in terms for tensor in term[:TENSORS]]
     return _NormalizedSum.apply([term[TENSORS:] for term in terms], x, *tensors)
@@ -135,7 +135,7 @@ def moments(u: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def images_at_once(u: Tensor) -> int:
-    """Return the number of images of u to work on, pass after pass, before the next: on a CPU what its cache holds."""
+    """Return how many images of u to process together: on a CPU, as many as fit in its cache."""
     return max(1, CACHED // u[0].numel()) if u.device.type == "cpu" else len(u)
 
 

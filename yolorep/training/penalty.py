@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from yolorep.algebra import centre
 from yolorep.blocks.conv_c3 import Conv_C3
 from yolorep.errors import BlockError
 
@@ -60,12 +61,6 @@ def kernels(block: Conv_C3) -> tuple[nn.Parameter, nn.Parameter]:
     """Return the kxk and the 1x1 kernel of a block: (out, in // groups, kh, kw) and (out, in // groups, 1, 1)."""
     dense, small = block.conv, block.branch_1x1
     return dense.weight, small.conv.weight  # type: ignore[return-value, union-attr]
-
-
-def centre(kernel: Tensor) -> Tensor:
-    """Return the view (out, in // groups, 1, 1) of a kernel's centre tap."""
-    height, width = (size // 2 for size in kernel.shape[2:])
-    return kernel[:, :, height : height + 1, width : width + 1]
 
 
 @torch.no_grad()

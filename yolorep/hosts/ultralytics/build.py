@@ -5,11 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from yolorep.errors import HostError, UsageError, YolorepError
+from yolorep.host import ULTRALYTICS
+from yolorep.hosts.build_faults import building
+from yolorep.hosts.model_files import check_model_yaml
 from yolorep.hosts.offline import go_offline
 
 
@@ -24,8 +28,9 @@ def build(what: str, classes: int | None = None) -> nn.Module:
     from ultralytics import RTDETR, YOLO
     from ultralytics.nn.tasks import ClassificationModel, yaml_model_load
 
+    check_model_yaml(Path(what), ULTRALYTICS)
     try:
-        with quiet():
+        with quiet(), building():
             if classes is not None:
                 return ClassificationModel(what, nc=classes, verbose=False)
             head = str(yaml_model_load(what)["head"][-1][2])  # YOLO tells the task of every head but this one

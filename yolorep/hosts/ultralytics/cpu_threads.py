@@ -11,10 +11,13 @@ LARGEST = 8  # ultralytics' own limit: more threads bring nothing to models of t
 
 
 def available_cores() -> int:
-    """Return the number of cores that this process may use: OMP_NUM_THREADS, the CPU affinity or all cores."""
+    """Return the number of cores that torch may use in this process: OMP_NUM_THREADS, else `process_cores`."""
     asked = os.environ.get("OMP_NUM_THREADS", "")
-    if asked.isdecimal() and int(asked):
-        return int(asked)
+    return int(asked) if asked.isdecimal() and int(asked) else process_cores()
+
+
+def process_cores() -> int:
+    """Return the number of cores that this process may run on: the CPU affinity or all cores."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

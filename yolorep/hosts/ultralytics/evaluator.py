@@ -13,8 +13,8 @@ from yolorep.errors import HostError, VerifyError
 from yolorep.hosts.predictions import Answer, task_of
 from yolorep.hosts.suspended_fuse import unfused
 
-# ultralytics' name of a figure: ours. Precision and recall are left out: they are of the confidence at which F1 is
-# largest, and jump where two are about as good.
+# ultralytics' name of a figure → the name in yolorep's reports. Precision and recall are left out: they belong to the
+# confidence with the largest F1, and jump where two confidences have nearly the same F1.
 FIGURES = {
     "metrics/mAP50(B)": "mAP50",
     "metrics/mAP50-95(B)": "mAP50-95",
@@ -33,10 +33,10 @@ FIGURES = {
 }
 
 
-class UltralyticsEvaluator:
-    """A checkpoint of ultralytics, of any task."""
+class HostEvaluator:
+    """A checkpoint of ultralytics, of any task; it needs no tree."""
 
-    def __init__(self, path: Path, imgsz: int | None) -> None:
+    def __init__(self, path: Path, imgsz: int | None, _: Path | None = None) -> None:
         from ultralytics import YOLO
 
         self._model: Any = YOLO(path)
@@ -54,7 +54,7 @@ class UltralyticsEvaluator:
         return figures_of(self.path, self.task, data, self.imgsz)
 
 
-def figures_of(path: Path, task: str, data: Path, imgsz: int) -> dict[str, float]:
+def figures_of(path: Path, task: str, data: Path, imgsz: int, _: Path | None = None) -> dict[str, float]:
     """Return the figures of a checkpoint or an exported model by ultralytics' own validation, one image at a time."""
     from ultralytics import YOLO
 

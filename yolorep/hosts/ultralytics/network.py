@@ -14,7 +14,7 @@ import wrapt
 from yolorep.console import say_once
 from yolorep.hosts.data_downloads import may_run, report
 from yolorep.hosts.hooks import Hooks
-from yolorep.hosts.offline import is_offline, lends_font, lent_font
+from yolorep.hosts.network_setting import is_offline, lends_font, lent_font
 from yolorep.hosts.reachability import check_reachable, is_reachable
 from yolorep.hosts.shared_hooks import read_yaml
 
@@ -36,7 +36,7 @@ def _guard(functions: dict[str, Callable[..., Any]], module: ModuleType) -> None
 
 
 def _safe_download(original: Any, url: Any, file: Any = None, dir: Any = None, *args: Any, **kwargs: Any) -> Any:
-    """Raise ConnectionError for what is not on disk, as the host does, before it connects."""
+    """Raise ConnectionError for a missing file before connecting, as the host does after it."""
     local = "://" not in str(url) and Path(str(url)).is_file()
     present = file is not None and (Path(dir or ".") / file).is_file()
     if not local and not present:

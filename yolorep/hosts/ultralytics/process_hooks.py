@@ -16,6 +16,7 @@ from yolorep.host import ULTRALYTICS
 from yolorep.hosts.hooks import Hooks
 from yolorep.hosts.offline import is_guarded
 from yolorep.hosts.shared_hooks import require
+from yolorep.hosts.ultralytics import run_record
 from yolorep.stock_layers import rep_blocks
 
 TRAIN = "trainer.train()"
@@ -54,6 +55,9 @@ def _generate(original: Any, trainer: Any, *args: Any, **kwargs: Any) -> Any:
 def _preamble() -> str:
     folder = str(Path(yolorep.__file__).parents[1])  # the script is elsewhere, and does not see this working directory
     lines = ["import sys", f"sys.path.append({folder!r})", "import yolorep"]
+    if run_record.given():
+        lines += ["from yolorep.hosts.ultralytics.run_record import record_in_process"]
+        lines += [f"record_in_process({dict(run_record.given())!r})"]
     if is_guarded():
         lines += ["from yolorep.hosts.offline import guard_hosts", "guard_hosts()"]
     return "\n".join(lines) + "\n"

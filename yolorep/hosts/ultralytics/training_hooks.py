@@ -6,19 +6,25 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from copy import copy
+from functools import partial
 from types import ModuleType
 from typing import Any
 
 from torch import nn
 
+from yolorep import plugins
 from yolorep.errors import UsageError
 from yolorep.expansion import expand
 from yolorep.host import ULTRALYTICS
 from yolorep.hosts import train_options
+from yolorep.hosts.announcements import announce_checkpoints, announce_training, logger_of
 from yolorep.hosts.hooks import Hooks
-from yolorep.hosts.shared_hooks import decayed_as_asked, require
+from yolorep.hosts.shared_hooks import prepared, require
+from yolorep.hosts.ultralytics import run_record
+from yolorep.training.gain_rate import branch_gains
 from yolorep.training.penalty import penalized_blocks
 
+FIRST = (-1, 0)  # ranks of the process that writes: alone, and the first of several
 _command: ContextVar[Mapping[str, Any]] = ContextVar("options of the command line")
 
 
@@ -34,8 +40,10 @@ def attach(engine: ModuleType) -> Hooks:
         hooks.wrap(engine.Model, "train", _train)
         hooks.wrap(engine.Model, "tune", _tune)
     else:
-        require(engine, "BaseTrainer.build_optimizer", supported=ULTRALYTICS.supported)
+        names = ("BaseTrainer.build_optimizer", "BaseTrainer.run_callbacks", "RANK")
+        require(engine, *names, supported=ULTRALYTICS.supported)
         hooks.wrap(engine.BaseTrainer, "build_optimizer", _build_optimizer)
+        hooks.wrap(engine.BaseTrainer, "run_callbacks", partial(_run_callbacks, engine.RANK in FIRST))
     return hooks
 
 
@@ -50,9 +58,11 @@ def options_of_command(given: Mapping[str, Any]) -> Iterator[None]:
 
 
 def _train(original: Any, yolo: Any, trainer: Any = None, **kwargs: Any) -> Any:
+    if plugins.OPTION in kwargs:
+        plugins.use(kwargs.pop(plugins.OPTION))
     given = {**_command.get({}), **{name: kwargs.pop(name) for name in train_options.NAMES if name in kwargs}}
     options = train_options.read(given)
-    if not options or not isinstance(yolo.model, nn.Module):  # what is no module, the host refuses
+    if not options or not isinstance(yolo.model, nn.Module):  # the host refuses anything but a module
         return original(yolo, trainer, **kwargs)
     if kwargs.get("resume") or yolo.overrides.get("resume"):
         names = ", ".join(given)
@@ -62,9 +72,10 @@ def _train(original: Any, yolo: Any, trainer: Any = None, **kwargs: Any) -> Any:
     if not yolo.ckpt and not isinstance(kwargs.get("data"), (list, tuple)):
         trainer = _from_yaml(trainer or yolo._smart_load("trainer"), asked.yaml)
     try:
-        return original(yolo, trainer, **kwargs)
+        with run_record.recording(options.recorded()):
+            return original(yolo, trainer, **kwargs)
     finally:
-        if yolo.model is asked:  # the training did not begin, or was of several data sets, with a model for each
+        if yolo.model is asked:  # no training began, or the host trained one model for each of several data sets
             yolo.model = before
 
 
@@ -91,6 +102,8 @@ def _as_asked(model: nn.Module, options: train_options.TrainOptions) -> Any:
     result.yaml = options.written(result.yaml, ULTRALYTICS)
     if options.equivalent_l2:
         penalized_blocks(result)
+    if options.gain_lr is not None:
+        branch_gains(result)
     return result
 
 
@@ -107,4 +120,24 @@ def _from_yaml(trainer: Any, yaml: dict[str, Any]) -> Any:
 
 
 def _build_optimizer(original: Any, trainer: Any, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    return decayed_as_asked(original(trainer, model, *args, **kwargs), model)
+    return prepared(original(trainer, model, *args, **kwargs), model)
+
+
+def _run_callbacks(first: bool, original: Any, trainer: Any, event: str, *args: Any, **kwargs: Any) -> Any:
+    """Let loggers record yolorep's options too; before the first step and after the last, say what there is to know.
+
+    first: whether this process writes the run's files.
+    """
+    if event not in run_record.LOGGED_AT:
+        result = original(trainer, event, *args, **kwargs)
+        if event == "on_train_end":
+            announce_checkpoints(logger_of(trainer.ema.ema), trainer.best, trainer.last)
+        return result
+    options = run_record.options_of(trainer)
+    with run_record.lent(trainer.args, options):
+        result = original(trainer, event, *args, **kwargs)
+    if event == "on_pretrain_routine_end":
+        announce_training(trainer.model)
+        if first:
+            run_record.write(trainer.save_dir, options)
+    return result

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from importlib import import_module
 from importlib.machinery import ModuleSpec
@@ -23,7 +24,7 @@ from yolorep.hosts.yolov5 import old_trees
 from yolorep.hosts.yolov5.tree import check_unmixed, find_tree
 
 ENVIRONMENT = {
-    # torch.load reads tensors alone unless told otherwise since torch 2.6; a tree's checkpoint is a pickled model.
+    # Since torch 2.6 torch.load reads only tensors by default; a tree's checkpoint is a pickled model.
     "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1",
     "GIT_PYTHON_REFRESH": "quiet",  # import git must not fail where there is no git command
 }
@@ -72,7 +73,8 @@ def tree_modules(repo: Path | None, *names: str) -> list[ModuleType]:
 
 
 def stand_in() -> None:
-    """Install every stand-in whose original is missing."""
+    """Install every stand-in whose original is missing; hold back a warning that only a tree's authors can act on."""
+    warnings.filterwarnings("ignore", "pkg_resources is deprecated", UserWarning)
     for variable, value in ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
     for place, name, make in ATTRIBUTES:
@@ -99,10 +101,14 @@ def _getsize(font: Any, text: str) -> tuple[int, int]:
 
 
 def _pkg_resources() -> dict[str, Any]:
-    """Removed in setuptools 82. The trees compare versions with it."""
+    """Removed in setuptools 82. The trees compare versions with it, and look for packages, to install them by pip.
+
+    Here they find that nothing is missing: the launcher names a package that is, and installs none.
+    """
     from packaging.version import parse
 
-    return {"parse_version": parse}
+    faults = {name: type(name, (Exception,), {}) for name in ("DistributionNotFound", "VersionConflict")}
+    return {"parse_version": parse, "parse_requirements": lambda lines: [], "require": lambda names: [], **faults}
 
 
 def _ipython() -> dict[str, Any]:
@@ -126,7 +132,7 @@ def _git() -> dict[str, Any]:
     return {"Repo": repo, "exc": _module("git.exc", {"InvalidGitRepositoryError": InvalidGitRepositoryError})}
 
 
-MODULES = {  # a package after its modules: what is there already is left alone
+MODULES = {  # a package comes after its modules; modules that can be imported are left alone
     "pkg_resources": _pkg_resources,
     "IPython.display": _ipython_display,
     "IPython": _ipython,

@@ -17,10 +17,10 @@ from yolorep.hosts.suspended_fuse import unfused
 from yolorep.hosts.yolov5.compat import tree_modules
 from yolorep.hosts.yolov5.launcher import teach_files
 
-Raw = Any  # what a model of a tree returns for one image
+Raw = Any  # a tree's model output for one image
 
 
-class Yolov5Evaluator:
+class HostEvaluator:
     """A checkpoint of a YOLOv5 tree: a detector, a segmenter or a classifier."""
 
     def __init__(self, path: Path, imgsz: int | None, repo: Path | None) -> None:
@@ -60,12 +60,12 @@ def figures_of(path: Path, task: str, data: Path, imgsz: int, repo: Path | None)
     return {name: float(figures[index]) for name, index in how.figures.items()}
 
 
-def _boxes(it: Yolov5Evaluator, image: Path) -> Answer:
+def _boxes(it: HostEvaluator, image: Path) -> Answer:
     x, shape = it.read(image)
     return _found(it, it.model(x / 255), x, shape)[0]
 
 
-def _found(it: Yolov5Evaluator, raw: Raw, x: Tensor, shape: tuple[int, ...], masks: int = 0) -> tuple[Answer, Tensor]:
+def _found(it: HostEvaluator, raw: Raw, x: Tensor, shape: tuple[int, ...], masks: int = 0) -> tuple[Answer, Tensor]:
     """Return boxes after NMS in pixels of the file, and the rows of the network for them, (n, 6 + masks)."""
     (general,) = tree_modules(it.repo, "utils.general")
     found: Tensor = general.non_max_suppression(raw, nm=masks)[0] if masks else general.non_max_suppression(raw)[0]
@@ -74,7 +74,7 @@ def _found(it: Yolov5Evaluator, raw: Raw, x: Tensor, shape: tuple[int, ...], mas
     return {"class": found[:, 5], "position": boxes, "confidence": found[:, 4]}, found
 
 
-def _masks(it: Yolov5Evaluator, image: Path) -> Answer:
+def _masks(it: HostEvaluator, image: Path) -> Answer:
     (segment,) = tree_modules(it.repo, "utils.segment.general")
     x, shape = it.read(image)
     raw, prototypes = it.model(x / 255)[:2]
@@ -85,7 +85,7 @@ def _masks(it: Yolov5Evaluator, image: Path) -> Answer:
     return {**boxes, "mask": masks}
 
 
-def _probabilities(it: Yolov5Evaluator, image: Path) -> Answer:
+def _probabilities(it: HostEvaluator, image: Path) -> Answer:
     (augmentations,) = tree_modules(it.repo, "utils.augmentations")
     x, _ = it.read(image, transforms=augmentations.classify_transforms(it.imgsz))
     found = it.model(x).softmax(1)
@@ -96,7 +96,7 @@ def _probabilities(it: Yolov5Evaluator, image: Path) -> Answer:
 class How:
     """How a tree runs one task. figures: index in the result of `val.run`, by name. options: of `val.run`."""
 
-    answer: Callable[[Yolov5Evaluator, Path], Answer]
+    answer: Callable[[HostEvaluator, Path], Answer]
     script: str
     figures: dict[str, int]
     options: dict[str, Any]

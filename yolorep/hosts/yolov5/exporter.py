@@ -15,7 +15,7 @@ from yolorep.hosts.ultralytics.build import quiet
 from yolorep.hosts.yolov5.compat import tree_modules
 
 OPSET = 17  # of ONNX; one weight scale per channel needs 13
-SIDECAR = "{stem}.yaml"  # what a tree reads beside an OpenVINO model
+SIDECAR = "{stem}.yaml"  # metadata that a tree reads beside an OpenVINO model
 
 
 def export_onnx(checkpoint: Path, folder: Path, imgsz: int, repo: Path | None = None) -> Path:

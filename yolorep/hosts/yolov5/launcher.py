@@ -13,29 +13,31 @@ from copy import deepcopy
 from pathlib import Path
 from pickle import UnpicklingError
 from tempfile import TemporaryDirectory
-from traceback import walk_tb
 from types import ModuleType
 from typing import Any
 from urllib.error import URLError
 
 import wrapt
 
+from yolorep import plugins
 from yolorep.errors import HostError, YolorepError, first_line
 from yolorep.hosts import data_downloads
+from yolorep.hosts.build_faults import building
 from yolorep.hosts.hooks import Hooks
 from yolorep.hosts.needs import install_line, missing_file, needed
 from yolorep.hosts.offline import guard_hosts
-from yolorep.hosts.shared_hooks import read_yaml
+from yolorep.hosts.run_folders import cleared_when_refused, noted
+from yolorep.hosts.shared_hooks import DATA_KEYS, read_yaml
 from yolorep.hosts.shipped import find_yaml
 from yolorep.hosts.yolov5 import arguments as given
 from yolorep.hosts.yolov5 import old_trees
 from yolorep.hosts.yolov5.compat import make_runnable
-from yolorep.hosts.yolov5.training_hooks import take_options
+from yolorep.hosts.yolov5.training_hooks import announcing_at_the_end, forget_options, take_options
 from yolorep.hosts.yolov5.tree import find_script, find_tree
 
-LEAVES = "classify/train.py"  # goes to its tree's folder before it looks for its model and data
+LEAVES = "classify/train.py"  # a script that changes to the tree's folder before it looks for its model and data
 FAILED, DONE = "export failure", "export success"  # what export.py of every tree logs; either way it exits with 0
-ALL_FORMATS = "models/export.py"  # of v5.0: tries every format that it knows, and is asked for none
+ALL_FORMATS = "models/export.py"  # the export script of v5.0, which takes no list of formats and tries all
 
 
 class MissingFileError(HostError, AssertionError):
@@ -61,29 +63,35 @@ def run_script(script: str, arguments: Sequence[str], repo: Path | None = None) 
     guard_hosts()
     if script in given.TRAINS:
         data_downloads.allow()
-    arguments = take_options(script, arguments)
-    given.check(script, arguments, tree)
-    if script == LEAVES:
-        arguments = _named_in_full(arguments)
+    arguments = plugins.from_flags(arguments)
     with ExitStack() as stack:
+        stack.callback(forget_options)
+        arguments = take_options(script, arguments)
+        given.check(script, arguments, tree)
+        if script == LEAVES:
+            arguments = _named_in_full(arguments)
         if old_trees.reads_data_itself(tree):
             folder = Path(stack.enter_context(TemporaryDirectory(prefix="yolorep-")))
             arguments = _with_absolute_data(arguments, folder)
         stack.enter_context(_started_from(path, arguments))
-        stack.enter_context(_in_one_sentence(script))
+        stack.enter_context(cleared_when_refused())
+        stack.enter_context(_in_one_sentence(script, tree))
         make_runnable(tree)
         for name in ("utils.general", "yolov5.utils.general"):
             wrapt.register_post_import_hook(teach_files, name)
+        stack.enter_context(announcing_at_the_end())
         _run(path, script)
 
 
 def teach_files(general: ModuleType) -> None:
-    """Have a tree's `utils.general` find what yolorep ships, and data sets beside their YAML. Again does nothing.
+    """Let a tree's `utils.general` find shipped YAMLs, and data sets beside their YAML. A second call does nothing.
+
+    The folder that it chooses for a run is noted, so that it can be removed.
 
     The scripts copy these functions when they are imported, so this comes right after `utils.general` is.
     """
     hooks = Hooks()
-    for name, around in (("check_file", _check_file), ("check_dataset", _check_dataset)):
+    for name, around in (("check_file", _check_file), ("check_dataset", _check_dataset), ("increment_path", noted)):
         if hasattr(general, name):
             hooks.wrap(general, name, around)
 
@@ -106,16 +114,19 @@ def _run(path: Path, script: str) -> None:
         note(" ".join(map(str, parts)))
         builtins.print(*parts, **options)
 
-    handler = logging.Handler()
-    handler.emit = lambda record: note(record.getMessage())  # type: ignore[method-assign]
+    def look(record: logging.LogRecord) -> bool:
+        note(record.getMessage())
+        return True
+
+    # A filter, as v7.0 and the published package replace the handlers of their logger when `utils.general` is imported.
     loggers = [logging.getLogger(name) for name in ("yolov5", "ultralytics")]
     for logger in loggers:
-        logger.addHandler(handler)
+        logger.addFilter(look)
     try:
         runpy.run_path(str(path), init_globals={"print": say} if exports else None, run_name="__main__")
     finally:
         for logger in loggers:
-            logger.removeHandler(handler)
+            logger.removeFilter(look)
     if failures and not (script == ALL_FORMATS and successes):
         raise HostError(_export_failure(failures[0]))
 
@@ -129,22 +140,19 @@ def _export_failure(text: str) -> str:
 
 
 @contextmanager
-def _in_one_sentence(script: str) -> Iterator[None]:
+def _in_one_sentence(script: str, tree: Path) -> Iterator[None]:
     """Turn a script's errors about files, packages, arguments and the network into HostError."""
     try:
-        yield
+        with building():
+            yield
     except YolorepError:
         raise
     except ModuleNotFoundError as error:
-        raise HostError(f"{script} needs {needed(error)}") from None
+        raise HostError(f"{script} needs {needed(error, tree / 'requirements.txt')}") from None
     except FileNotFoundError as error:
         raise HostError(missing_file(error)) from None
     except (ConnectionError, URLError) as error:
         raise HostError(first_line(error)) from None
-    except NameError as error:
-        if list(walk_tb(error.__traceback__))[-1][0].f_code.co_filename != "<string>":  # evaluated: a row of a YAML
-            raise
-        raise HostError(f"{error}; accepted in a model YAML: the layers of this tree, and those of yolorep") from None
     except AttributeError as error:
         if not str(error).startswith("Can't get attribute"):  # by an unpickler
             raise
@@ -154,12 +162,12 @@ def _in_one_sentence(script: str) -> Iterator[None]:
             f"{script}: a file is not of the kind that this tree reads ({first_line(error)}); "
             "if it is the labels' *.cache, written by another version, remove it"
         ) from None
-    except AssertionError as error:  # how a tree reports wrong arguments and data
+    except (AssertionError, NotImplementedError) as error:  # how a tree reports wrong arguments and data
         if not str(error):
             raise
         raise HostError(first_line(error)) from None
     except Exception as error:
-        if type(error) is not Exception:  # what a tree raises by its own decision has no class of its own
+        if type(error) is not Exception:  # a tree raises a plain Exception where it refuses something
             raise
         raise HostError(first_line(error)) from None
 
@@ -178,28 +186,18 @@ def _started_from(path: Path, arguments: Sequence[str]) -> Iterator[None]:
 
 def _named_in_full(arguments: Sequence[str]) -> list[str]:
     """Arguments in which the model and the data, where they are found from here, have absolute paths."""
-    return _with_values(
+    return given.with_values(
         arguments, ("--model", "--data"), lambda value: str(Path(value).resolve()) if Path(value).exists() else value
     )
 
 
 def _with_absolute_data(arguments: Sequence[str], folder: Path) -> list[str]:
     """Arguments that name, in place of a data YAML, a copy in `folder` with absolute paths to the images."""
-    return _with_values(
+    return given.with_values(
         arguments,
         ("--data",),
         lambda value: str(old_trees.with_absolute_paths(Path(value), folder)) if Path(value).is_file() else value,
     )
-
-
-def _with_values(arguments: Sequence[str], options: tuple[str, ...], change: Any) -> list[str]:
-    result = []
-    for previous, argument in zip(("", *arguments), arguments, strict=False):
-        name, equals, value = argument.partition("=") if argument.startswith("--") else (previous, "", argument)
-        if name in options and value:
-            argument = f"{name}={change(value)}" if equals else change(value)
-        result.append(argument)
-    return result
 
 
 def _check_file(original: Any, file: Any, *args: Any, **kwargs: Any) -> Any:
@@ -242,7 +240,7 @@ def _may_download(named: Any, data: dict[str, Any]) -> bool:
 
 def _beside(file: Path) -> dict[str, Any]:
     """The contents of a data YAML; where it has no `path:`, the folder that it is in."""
-    content = read_yaml(file, given.DATA_KEYS)
+    content = read_yaml(file, DATA_KEYS)
     content = content if content.get("path") else {**content, "path": str(file.resolve().parent)}
     names = content.get("names")
     return {"nc": len(names), **content} if isinstance(names, (dict, list)) else content  # trees before v6.2 ask nc

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from types import ModuleType
 from typing import Any
 
 from torch import nn
 
+from yolorep.deployment import stock_attributes
 from yolorep.errors import HostError
 from yolorep.host import YOLOV5
 from yolorep.hosts import other_trees
 from yolorep.hosts.hooks import Hooks
 from yolorep.hosts.shared_hooks import fuse_after_deploy, parse_planned
 from yolorep.hosts.yolov5.compat import stand_in
-from yolorep.hosts.yolov5.training_hooks import wrap_functions
+from yolorep.hosts.yolov5.training_hooks import wrap_functions, wrap_models
 from yolorep.stock_layers import stock_convs
 
 # Other projects have a `models.yolo` with a `parse_model` too; most have neither of these names (YOLOv9 has both).
 MARKS = ("BaseModel", "check_yaml")
+ACTIVATION = "activation"  # top-level key of a model YAML: an expression that makes a layer
 
 
 def attach(yolo: ModuleType) -> Hooks:
@@ -45,7 +49,8 @@ def attach(yolo: ModuleType) -> Hooks:
         return hooks
     stand_in()  # the tree's own scripts, run without the launcher, read checkpoints by a torch that they do not know
     wrap_functions(hooks, yolo, required=marked)
-    hooks.wrap(yolo, "parse_model", _parse_model)
+    wrap_models(hooks, yolo)
+    hooks.wrap(yolo, "parse_model", partial(_parse_model, yolo))
     hooks.wrap(_fuses(yolo), "fuse", partial(_fuse, yolo))
     return hooks
 
@@ -70,12 +75,39 @@ def _unknown(yolo: ModuleType) -> str:
     return ""
 
 
-def _parse_model(original: Any, *args: Any, **kwargs: Any) -> Any:
-    return parse_planned(original, YOLOV5, *args, **kwargs)
+def _parse_model(yolo: ModuleType, original: Any, d: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    with _activation(yolo, d):
+        return parse_planned(original, YOLOV5, d, *args, **kwargs)
+
+
+@contextmanager
+def _activation(yolo: ModuleType, d: dict[str, Any]) -> Iterator[None]:
+    """Let the `activation` of a YAML hold for its model alone: a tree leaves it to every model built after.
+
+    Raises:
+        HostError: a tree before v7.0, which has SiLU everywhere, is asked for another activation.
+    """
+    asked, default = d.get(ACTIVATION), getattr(yolo.Conv, "default_act", None)
+    if asked and default is None and "SiLU" not in str(asked):
+        raise HostError(f"activation: {asked} needs YOLOv5 v7.0 or later; accepted by this tree: torch.nn.SiLU()")
+    try:
+        yield
+    finally:
+        if default is not None:
+            yolo.Conv.default_act = default
 
 
 def _fuse(yolo: ModuleType, original: Any, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    return fuse_after_deploy(partial(_fuse_twins, yolo, original), model, *args, **kwargs)
+    """Name stock layers in the rows of `model.yaml` too: a tree's TensorFlow exports build a fused model from them.
+
+    A policy under `rep:` stays, so that a model that is built from the YAML of a fused one has its branches again.
+    """
+    yaml: Any = getattr(model, "yaml", None)
+    attributes = stock_attributes(model)
+    fused = fuse_after_deploy(partial(_fuse_twins, yolo, original), model, *args, **kwargs)
+    if "yaml" in attributes:
+        model.yaml = {**attributes["yaml"], **({"rep": yaml["rep"]} if "rep" in yaml else {})}  # type: ignore[assignment]
+    return fused
 
 
 def _fuse_twins(yolo: ModuleType, original: Any, model: nn.Module, *args: Any, **kwargs: Any) -> Any:

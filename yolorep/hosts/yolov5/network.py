@@ -15,7 +15,7 @@ import wrapt
 from yolorep.console import say
 from yolorep.hosts.damaged_files import check_whole
 from yolorep.hosts.hooks import Hooks
-from yolorep.hosts.offline import is_offline
+from yolorep.hosts.network_setting import is_offline
 from yolorep.hosts.reachability import check_reachable, within_limit
 
 RELEASES = "https://github.com/ultralytics/yolov5"
@@ -23,7 +23,7 @@ HUB = "https://huggingface.co"
 
 
 def register() -> None:
-    """Guard the functions as a tree's modules are imported; those of the published package are `yolov5.utils.*`."""
+    """Guard the functions as a tree's modules are imported; the published package's modules are `yolov5.utils.*`."""
     for name, functions in GUARDS.items():
         for module in (name, f"yolov5.{name}"):
             wrapt.register_post_import_hook(partial(_guard, functions), module)
@@ -94,7 +94,8 @@ def _check_font(original: Any, *args: Any, **kwargs: Any) -> None:
     try:
         original(*args, **kwargs)
     except OSError as error:
-        say(f"the font of the labels is not downloaded: {error}")
+        reason = getattr(error, "reason", error)  # of a URLError, whose text is "<urlopen error ...>"
+        say(f"the font of the labels: {reason}")
 
 
 def _check_git_status(original: Any, *args: Any, **kwargs: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import files
@@ -12,7 +13,7 @@ from yolorep.errors import HostError
 from yolorep.paths import is_file
 
 TARGET = "models/yolo.py"
-IMPORT = b"import yolorep"
+IMPORT = re.compile(rb"\s*(import|from)\s+yolorep\b")
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,10 @@ def run(directory: Path, *, check: bool = False, revert: bool = False) -> str:
         raise HostError(f"{directory} is not a YOLOv5 tree (no {TARGET}); accepted: a checkout, or the yolov5 package")
     lines = _read(file)
     applied = _find(lines, "after")
-    if applied is None and check and _imported_by_hand(lines):
-        return f"{directory} is patched, by a line of its owner's"
+    if applied is None and _imported_by_hand(lines):
+        return f"{directory} is patched, by a line of its owner's{'' if check else '; nothing to do'}"
     fitting = _find(lines, "before")
     if applied is None and fitting is None:
-        if _imported_by_hand(lines):
-            return f"{directory} is patched by a line of its owner's; nothing to do"
         raise HostError(
             f"no patch fits {file}, which does not end as in YOLOv5 v5.0 to v7.0, master or the yolov5 package; "
             "add the line 'import yolorep' above its 'if __name__' by hand"
@@ -94,7 +93,7 @@ def _find(lines: list[bytes], side: str) -> tuple[Patch, int] | None:
 
 
 def _imported_by_hand(lines: list[bytes]) -> bool:
-    return any(line.startswith(IMPORT) for line in lines)
+    return any(IMPORT.match(line) for line in lines)
 
 
 def _read(file: Path) -> list[bytes]:

@@ -25,11 +25,10 @@ def find_tree(repo: Path | None = None) -> Path:
     loaded = _loaded("models")
     if repo is None and loaded is not None and is_tree(loaded):
         return loaded.resolve()
-    here = Path.cwd()
-    chosen = repo if repo is not None else here if is_file(here / LANDMARKS[0]) else _installed()
+    chosen = repo if repo is not None else _usual()
     if chosen is None:
         raise HostError(
-            f"no YOLOv5 here: {here} is not a tree and the yolov5 package is not installed; "
+            f"no YOLOv5 here: {Path.cwd()} is not a tree and the yolov5 package is not installed; "
             "run it in a tree, give --repo DIR, or pip install 'yolorep[yolov5]'"
         )
     missing = [name for name in LANDMARKS if not is_file(chosen / name)]
@@ -43,8 +42,19 @@ def find_tree(repo: Path | None = None) -> Path:
     return chosen.resolve()
 
 
+def to_name(tree: Path) -> Path | None:
+    """Return the folder to give with `--repo` for this tree; None if a command finds it by itself."""
+    usual = _usual()
+    return None if usual is not None and usual.resolve() == tree.resolve() else tree
+
+
+def _usual() -> Path | None:
+    here = Path.cwd()
+    return here if is_file(here / LANDMARKS[0]) else _installed()
+
+
 def is_tree(folder: Path) -> bool:
-    """Whether `folder` holds the files by which a YOLOv5 tree is known."""
+    """Return whether `folder` holds the files that identify a YOLOv5 tree."""
     return all((folder / name).is_file() for name in LANDMARKS)
 
 
@@ -70,7 +80,7 @@ def check_unmixed(tree: Path) -> None:
     """Check that this process has not imported the modules of another tree.
 
     Raises:
-        HostError: `models` or `utils` are imported, and are not those of `tree`.
+        HostError: `models` or `utils` are imported from another place than `tree`.
     """
     for name in ("models", "utils"):
         other = _loaded(name)

@@ -1,0 +1,110 @@
+"""Check what the declaration of a user's block returns, by folding it and running it beside the dense convolution.
+
+A branch that is never added, is not linear or has another shape would show only after hours of training, or never.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from yolorep.blocks.site import Site
+from yolorep.errors import DeclarationError, FoldError, YolorepError, first_line
+from yolorep.folding import kernel_of, to_conv
+from yolorep.numerics import relative_error
+from yolorep.precision import has_values
+
+BRANCH, DENSE = "branch_", "dense_"
+WITH_DENSE = ("sum", "online")  # the laws under which layers follow the convolution on its own path
+TOLERANCE = 1e-8  # in float64
+_checked: set[tuple[Any, ...]] = set()
+
+
+def checked_layers(declare: Callable[..., Any], site: Site, name: str, law: str) -> dict[str, nn.Module]:
+    """Return the layers that a declaration gives for a site, checked unless the block is yolorep's own.
+
+    The same declaration is checked once for each geometry.
+
+    Raises:
+        DeclarationError: they are not layers by name, have other names than `branch_*` and `dense_*`, do not fold, or
+            give another shape than the dense convolution.
+        BlockError: the declaration's own word that it does not fit the site.
+    """
+    function = declare.func if isinstance(declare, partial) else declare
+    if function.__module__.startswith("yolorep."):
+        return declare(site)
+    try:
+        layers = declare(site)
+    except YolorepError:
+        raise
+    except Exception as error:  # a user's function
+        raise DeclarationError(f"block {name!r}: its declaration raises {_told(error)}") from error
+    _check_names(layers, name, law)
+    options = tuple(sorted(declare.keywords.items())) if isinstance(declare, partial) else ()
+    dense = site.conv
+    geometry = (dense.in_channels, dense.out_channels, dense.kernel_size, dense.stride, dense.padding, dense.dilation)
+    key = (function, str(options), *geometry, dense.groups, dense.padding_mode, site.identity)
+    if key not in _checked and all(has_values(tensor) for tensor in dense.state_dict().values()):
+        for branch, layer in layers.items():
+            _check_branch(layer, site, f"block {name!r}: {branch}", on_dense_path=branch.startswith(DENSE))
+        _checked.add(key)
+    return layers
+
+
+def _check_names(layers: Any, name: str, law: str) -> None:
+    if not isinstance(layers, Mapping) or not all(isinstance(layer, nn.Module) for layer in layers.values()):
+        raise DeclarationError(f"block {name!r}: its declaration returns {layers!r}; accepted: layers by name")
+    accepted = (BRANCH, DENSE) if law in WITH_DENSE else (BRANCH,)
+    for key in layers:
+        if not isinstance(key, str) or not key.startswith(accepted) or not key.isidentifier():
+            names = " and ".join(f"{prefix}*" for prefix in accepted)
+            raise DeclarationError(
+                f"block {name!r}: {key!r} is no name of a branch; accepted with law {law!r}: {names}"
+            )
+
+
+def _check_branch(layer: nn.Module, site: Site, where: str, *, on_dense_path: bool) -> None:
+    """Compare the branch, its fold and the dense convolution on noise of an odd and an even size."""
+    layer, dense = deepcopy(layer).cpu().double().eval(), deepcopy(site.conv).cpu().double().eval()
+    try:
+        channels = site.conv.out_channels if on_dense_path else site.conv.in_channels
+        conv = to_conv(kernel_of(layer).over(channels), like=dense.weight).eval()
+    except FoldError as error:
+        raise DeclarationError(f"{where} does not fold: {error}") from None
+    x = _noise(site)
+    with torch.no_grad():
+        expected = dense(x)
+        x = expected if on_dense_path else x
+        try:
+            got = layer(x)
+        except Exception as error:  # a layer may raise anything on an input that it does not take
+            raise DeclarationError(f"{where} cannot be run on {_shape(x)}: {_told(error)}") from None
+        if not isinstance(got, Tensor) or got.shape != expected.shape:
+            is_now = _shape(got) if isinstance(got, Tensor) else type(got).__name__
+            raise DeclarationError(
+                f"{where} gives {is_now} where the dense convolution gives {_shape(expected)} (stride "
+                f"{site.conv.stride}, padding {site.conv.padding}); accepted: the same shape, as site.conv_bn gives it"
+            )
+        if relative_error(got, conv(x)) > TOLERANCE:
+            raise DeclarationError(f"{where} folds to another function than it computes; accepted: linear layers")
+
+
+def _noise(site: Site) -> Tensor:
+    """A batch of one, (1, in, h, w), one side odd and one even, large enough for the dilated kernel."""
+    dense: Any = site.conv
+    reach = max(d * (k - 1) + 1 for d, k in zip(dense.dilation, dense.kernel_size, strict=True))
+    random = torch.Generator().manual_seed(0)
+    return torch.randn(1, dense.in_channels, reach + 6, reach + 7, generator=random, dtype=torch.float64)
+
+
+def _shape(tensor: Tensor) -> str:
+    return str(tuple(tensor.shape))
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {first_line(error)}"
