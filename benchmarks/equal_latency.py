@@ -6,7 +6,8 @@
 Each trial multiplies `width_multiple` and `depth_multiple` by one factor, builds and deploys the network, exports both
 networks to ONNX, and times them in turns in ONNX Runtime and OpenVINO, float32, one image. The latency of a trial is
 the geometric mean, over the backends, of the median ratio to stock. The search ends within the tolerance, or where no
-network lies between the last two. The record holds every trial. Weights are random: nothing here is about accuracy.
+network lies between the last two. The record holds every trial, and NAME.yaml beside it is the best one, which
+`yolorep compare network=NAME.yaml` trains. Weights are random: nothing here is about accuracy.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+import yaml
 from torch import nn
 
 from benchmarks.runner import Recorder
@@ -93,7 +95,8 @@ def run(options: argparse.Namespace, recorder: Recorder) -> None:
         best = min(trials, key=lambda one: one.distance)
         found = best.distance <= log(1 + options.tolerance)
         results = {"found": found, "best": asdict(best), "results": [asdict(one) for one in trials]}
-        recorder.write({**schedule, **results}, flags=torch_flags())
+        best_yaml = yaml.safe_dump(multiplied(options.network, axes, best.factor), sort_keys=False)
+        recorder.write({**schedule, **results}, flags=torch_flags(), also={".yaml": best_yaml})
         print(told(trial), flush=True)
         if found or repeated:
             break
@@ -116,7 +119,7 @@ def following(trial: Trial, low: float, high: float, power: int) -> float:
 
 def measured(options: argparse.Namespace, axes: tuple[str, ...], factor: float) -> Trial:
     """Return the trial of one factor."""
-    content = scaled(options.network, {axis: factor if axis in axes else 1.0 for axis in AXES})
+    content = multiplied(options.network, axes, factor)
     network = deployed(content)
     timing = timed({STOCK: deployed(options.stock), NETWORK: network}, options.imgsz, options.rounds)
     ms = {b: {form: _milliseconds(timing.time(f"{form}, {b}")) for form in (STOCK, NETWORK)} for b in RUNTIMES}
@@ -126,14 +129,20 @@ def measured(options: argparse.Namespace, axes: tuple[str, ...], factor: float) 
     return Trial(factor, content["width_multiple"], content["depth_multiple"], parameters, ms, ratios, mean)
 
 
+def multiplied(network: str, axes: tuple[str, ...], factor: float) -> dict[str, Any]:
+    """Return the dictionary of a model YAML with the multiples of `axes` times a factor."""
+    return scaled(network, {axis: factor if axis in axes else 1.0 for axis in AXES})
+
+
 def scaled(network: str, factors: Mapping[str, float]) -> dict[str, Any]:
     """Return the dictionary of a model YAML with its multiples times the factors; a scale of it is written out."""
     from ultralytics.nn.tasks import yaml_model_load
 
     content = yaml_model_load(network)
+    content.pop("yaml_file", None)  # the host's note of where it is from
     scales = content.pop("scales", None)
     if scales:
-        depth, width, _ = scales[content["scale"] or next(iter(scales))]
+        depth, width, _ = scales[content.pop("scale") or next(iter(scales))]
         content.update(depth_multiple=depth, width_multiple=width)
     for axis in AXES:
         content[f"{axis}_multiple"] = round(content.get(f"{axis}_multiple", 1.0) * factors[axis], 4)

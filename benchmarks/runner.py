@@ -51,9 +51,12 @@ TABLE: dict[str, Benchmark] = {
     "steps": Benchmark("steps", "time and memory of a whole model's training step per block against stock"),
     "eligibility": Benchmark("eligibility", "cost of branches beside each kind of convolution"),
     "families": Benchmark("families", "every model family: expand, deploy, fuse and export"),
+    "by-hand": Benchmark("by_hand", "every backend of `yolorep bench` beside the same runtime used by hand"),
     "equal-latency": Benchmark("equal_latency", "a network scaled until it is, deployed, as fast as a stock one"),
     "accuracy": Benchmark("accuracy", "mAP of stock and rep by `yolorep compare`: in pairs, with intervals"),
+    "starts": Benchmark("starts", "fine-tuning from every start that keeps the function, in pairs with stock"),
     "quantize": Benchmark("quantize", "fine-tuning with 8-bit rounding against the same without, and none"),
+    "startup": Benchmark("startup", "seconds until a command or an import is there, beside the host's own"),
     "resume": Benchmark("resume", "a distributed training killed and resumed against one left alone"),
     "gpu": Benchmark("gpu", "everything that needs a GPU: proofs first, then timings, in under 20 minutes"),
 }

@@ -13,6 +13,7 @@ from benchmarks import equal_latency, runner
 from benchmarks.equal_latency import NETWORK, RUNTIMES, STOCK, scaled
 from tests.processes import run as run_program
 from yolorep.bench.timing import Timing
+from yolorep.hosts.ultralytics.build import build
 
 pytest.importorskip("ultralytics")
 BOTH = {"width": 1.0, "depth": 1.0}
@@ -70,6 +71,9 @@ def test_the_search_ends_at_stocks_latency(only: str | None, tmp_path: Path, mon
     ratios = [trial["ratio"] for trial in record["results"]]
     assert ratios[0] == pytest.approx(4_479_504 / 2_654_816, rel=0.01)
     assert abs(record["best"]["ratio"] - 1) == min(abs(ratio - 1) for ratio in ratios) < 0.25
+    written = build(str(tmp_path / "equal-latency.yaml"))
+    assert sum(p.numel() for p in written.parameters()) >= record["best"]["parameters"]
+    assert written.yaml["width_multiple"] == record["best"]["width"]
     changed = {axis for axis in BOTH if record["best"][axis] != record["results"][0][axis]}
     assert changed == ({only} if only else set(BOTH))
 

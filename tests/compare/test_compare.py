@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,9 +26,10 @@ from yolorep.compare.intervals import Interval
 from yolorep.compare.plan import Plan, Run, read
 from yolorep.compare.runs import epochs_of
 from yolorep.compare.stages import Trained
-from yolorep.compare.starts import dense, make_start
+from yolorep.compare.starts import classes_of, dense, make_start
 from yolorep.errors import HostError, UsageError
 from yolorep.quantization.report import Candidate, QuantizationReport
+from yolorep.stock_layers import rep_blocks
 
 ultralytics = pytest.importorskip("ultralytics")
 SMALL = ("epochs=3", "imgsz=32", "batch=4", "seeds=2", "lr=1", "jobs=1", "rep=csla", "optimizer=SGD", "lr0=0.01")
@@ -185,6 +187,30 @@ def test_all_arms_of_a_seed_start_from_the_same_dense_weights(tiny_dataset: Path
     assert models["rep"].keys() > models["stock"].keys()
     assert all(torch.equal(value, models["rep"][key]) for key, value in models["stock"].items())
     assert not torch.equal(models["other"]["model.0.conv.weight"], models["stock"]["model.0.conv.weight"])
+
+
+def test_another_network_is_built_for_the_classes_with_its_own_branches(tiny_dataset: Path, tmp_path: Path) -> None:
+    """Its `rep:` is carried out, and its costs are measured beside stock's."""
+    network = "yolov6n-rep.yaml"
+    make_start(network, str(tiny_dataset), None, 0, tmp_path / "start.pt", 32)
+    model = ultralytics.YOLO(tmp_path / "start.pt").model
+    assert len(rep_blocks(model)) == len(rep_blocks(ultralytics.YOLO(network).model)) > 20
+    assert model.model[-1].nc == classes_of(str(tiny_dataset)) != 80
+    given = [("model", "yolov6n.yaml"), ("data", str(tiny_dataset)), ("imgsz", 32), ("batch", 2)]
+    measured = costs.measure(read(given, [], [network]), 1)
+    assert measured["yolov6n-rep"].parameters > measured["stock"].parameters
+
+
+def test_a_network_is_added_to_a_comparison_that_has_ended(compared: Path, tiny_dataset: Path, tmp_path: Path) -> None:
+    shutil.copytree(compared / "out", tmp_path / "out")
+    printed = yolorep(*arguments(tiny_dataset), "network=yolov5n-csprepresnet.yaml", cwd=tmp_path)
+    assert "equal epochs: yolov5n-csprepresnet, seed 1" in printed
+    assert "equal epochs: csla" not in printed
+    assert "yolov5n-csprepresnet at equal epochs: " in printed
+    rows = json.loads((tmp_path / "out" / "compare.json").read_text())["rows"]
+    assert [row["arm"] for row in rows] == ["stock", "csla", "yolov5n-csprepresnet"]
+    assert rows[2]["cost"]["latency"] != 1.0
+    assert rows[2]["equal_time"] is not None
 
 
 def test_fine_tuning_keeps_the_checkpoint_and_its_function(tiny_dataset: Path, tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from yolorep.errors import BlockError, UsageError
 GIVEN = {"model": "yolov5n.yaml", "data": "data.yaml", "epochs": 10, "batch": 8}
 
 
-def plan_of(*reps: str, **more: Any) -> Plan:
-    return read(list({**GIVEN, **more}.items()), reps)
+def plan_of(*reps: str, networks: tuple[str, ...] = (), **more: Any) -> Plan:
+    return read(list({**GIVEN, **more}.items()), reps, networks)
 
 
 def test_a_plan_has_stock_first_and_steps_for_every_batch() -> None:
@@ -26,6 +26,12 @@ def test_a_plan_has_stock_first_and_steps_for_every_batch() -> None:
     assert (plan.seeds, plan.epochs, plan.sweep_epochs, plan.factors) == (3, 10, 5, (1.0, 2.0, 4.0))
     assert (plan.train["nbs"], plan.train["optimizer"], plan.imgsz) == (8, "AdamW", 192)
     assert [arm.name for arm in plan_of().arms] == [STOCK, "repvgg"]
+
+
+def test_networks_are_candidates_beside_blocks() -> None:
+    networks = ("yolov5n-csprepresnet.yaml", "mine/yolov8n.yaml")
+    assert [arm.name for arm in plan_of(networks=networks).arms] == [STOCK, "yolov5n-csprepresnet", "yolov8n"]
+    assert [arm.name for arm in plan_of("csla", networks=networks[:1]).arms] == [STOCK, "csla", "yolov5n-csprepresnet"]
 
 
 def test_what_the_user_gives_wins() -> None:
@@ -41,7 +47,8 @@ def test_what_the_user_gives_wins() -> None:
         ((), {"seed": 3}, "seed= is set by compare"),
         ((), {"project": "a"}, "project= is set by compare"),
         ((), {"optimizer": "auto"}, "optimizer=auto ignores the learning rate"),
-        (("csla", "csla"), {}, "rep= is given twice"),
+        (("csla", "csla"), {}, "two candidates have one name"),
+        ((), {"networks": ("a/n.yaml", "b/n.yaml")}, "two candidates have one name"),
         ((), {"seeds": 0}, "seeds=0 is not accepted; accepted: a whole number from 1"),
         ((), {"seeds": True}, "seeds=True is not accepted"),
         ((), {"epochs": 1.5}, "epochs=1.5 is not accepted"),

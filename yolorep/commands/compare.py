@@ -68,6 +68,7 @@ def _read(arguments: Sequence[str]) -> tuple[Path, int | None, Plan]:
     from ultralytics.cfg import smart_value
 
     reps: list[str] = []
+    networks: list[str] = []
     pairs: list[tuple[str, Any]] = []
     for argument in arguments:
         name, equals, text = argument.partition("=")
@@ -80,6 +81,8 @@ def _read(arguments: Sequence[str]) -> tuple[Path, int | None, Plan]:
             )
         if name == "rep":
             reps.append(text)
+        elif name == "network":
+            networks.append(text)
         else:
             verbatim = name in ("model", "data", "out")
             pairs.append((name, text if verbatim else smart_value(text)))
@@ -88,7 +91,7 @@ def _read(arguments: Sequence[str]) -> tuple[Path, int | None, Plan]:
     if jobs is not None and (not isinstance(jobs, int) or isinstance(jobs, bool) or jobs < 1):
         raise UsageError(f"jobs={jobs} is not accepted; accepted: a whole number from 1")
     given["device"] = device_of(given.get("device"))
-    return out, jobs, read(list(given.items()), reps)
+    return out, jobs, read(list(given.items()), reps, networks)
 
 
 def _check_host(plan: Plan) -> None:
@@ -104,11 +107,16 @@ def _check_host(plan: Plan) -> None:
     from yolorep.compare.runs import FIGURES
     from yolorep.compare.starts import classes_of
 
-    check_files("train", [f"model={plan.model}", f"data={plan.data}"])
+    networks = [arm.network for arm in plan.arms if arm.network]
+    for model in (plan.model, *networks):
+        check_files("train", [f"model={model}", f"data={plan.data}"])
     get_cfg(overrides={**plan.train, "epochs": plan.epochs})
     task = YOLO(plan.model).task
     if task not in FIGURES:
         raise UsageError(f"{plan.model} is of task {task}; accepted: {', '.join(FIGURES)}")
+    for network in networks:
+        if (other := YOLO(network).task) != task:
+            raise UsageError(f"{network} is of task {other}, {plan.model} of task {task}; accepted: one task for all")
     classes_of(plan.data)
     if plan.int8:
         chosen_schemes((), "onnx")

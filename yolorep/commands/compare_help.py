@@ -5,7 +5,8 @@ HELP = """Compare candidates with the stock model on your own data: ARG=VALUE, a
   model=FILE        a model YAML, to train from scratch, or a checkpoint of ultralytics, to fine-tune
   data=FILE         a data YAML with train and val
   rep=CANDIDATE     a block, or '{block: repvgg, identity: none, select: [4], start: even}'; may be repeated
-  seeds=3           pairs of runs; stock and candidates of a seed start from the same dense weights
+  network=FILE      another network as candidate, such as yolov5n-csprepresnet.yaml; may be repeated
+  seeds=3           pairs of runs; stock and rep= of a seed start from the same dense weights
   lr=[1,2,4]        multiples of the learning rate that are tried for every arm; one number: no sweep
   sweep=EPOCHS      length of those runs; half the epochs by default
   jobs=N            runs at the same time; by default one for every two cores, or one per GPU of device=0,1

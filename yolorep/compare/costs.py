@@ -49,9 +49,11 @@ def measure(plan: Plan, threads: int) -> dict[str, Cost]:
     torch.set_num_threads(threads)
     stock = dense(YOLO(plan.model), plan.data, 0)
     trained = is_trained(plan.model)
-    # Without start `split`, which needs images, and costs what every start does.
-    reps = {arm.name: arm.rep and {**arm.rep, "start": None} for arm in plan.arms}
-    models = {name: with_branches(deepcopy(stock), rep, trained=trained) for name, rep in reps.items()}
+    models = {}
+    for arm in plan.arms:
+        model = deepcopy(stock) if arm.network is None else dense(YOLO(arm.network), plan.data, 0)
+        # Without start `split`, which needs images, and costs what every start does.
+        models[arm.name] = with_branches(model, arm.rep and {**arm.rep, "start": None}, trained=trained)
     for model in models.values():
         model.to(device).train()
     pixels = check_imgsz(plan.imgsz, stride=int(stock.stride.max()))  # ultralytics rounds up, and says so

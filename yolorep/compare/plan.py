@@ -24,10 +24,14 @@ EQUAL_EPOCHS, EQUAL_TIME, SWEEP = "equal epochs", "equal time", "sweep"
 
 @dataclass(frozen=True)
 class Arm:
-    """One kind of model. rep: a policy as YAML, or None for stock."""
+    """One kind of model.
+
+    rep: a policy as YAML; None for stock. network: a model of its own, as `model=` takes it; None for the plan's.
+    """
 
     name: str
     rep: dict[str, Any] | None = None
+    network: str | None = None
 
     @classmethod
     def of(cls, text: str) -> Arm:
@@ -45,6 +49,16 @@ class Arm:
         shown = {name: written[name] for name in OF_REP if name in written and written[name] != "auto"}
         more = [f"{key} {' '.join(map(str, v)) if isinstance(v, list) else v}" for key, v in shown.items()]
         return cls(", ".join([policy.block, *more]), written)
+
+    @classmethod
+    def of_network(cls, file: str) -> Arm:
+        """Read the value of a `network=` argument: another model, named by its file.
+
+        Example:
+            >>> Arm.of_network("yolov5n-csprepresnet.yaml").name
+            'yolov5n-csprepresnet'
+        """
+        return cls(Path(file).stem, network=file)
 
     @property
     def slug(self) -> str:
@@ -117,10 +131,10 @@ class Plan:
                 )
 
 
-def read(pairs: Sequence[tuple[str, Any]], reps: Sequence[str]) -> Plan:
+def read(pairs: Sequence[tuple[str, Any]], reps: Sequence[str], networks: Sequence[str] = ()) -> Plan:
     """Return the plan of ARG=VALUE arguments.
 
-    pairs: names and values, in order. reps: the values of `rep=`.
+    pairs: names and values, in order. reps, networks: the values of `rep=` and `network=`.
 
     Raises:
         UsageError: an argument is missing, or has a value that is not accepted.
@@ -128,11 +142,12 @@ def read(pairs: Sequence[tuple[str, Any]], reps: Sequence[str]) -> Plan:
     """
     given = dict(pairs)
     _check_names(given)
-    arms = (Arm(STOCK), *(Arm.of(text) for text in reps or ("repvgg",)))
+    blocks = reps or (() if networks else ("repvgg",))
+    arms = (Arm(STOCK), *(Arm.of(text) for text in blocks), *(Arm.of_network(file) for file in networks))
     names = [arm.name for arm in arms]
     if len({arm.slug for arm in arms}) < len(names):
         raise UsageError(
-            f"rep= is given twice with the same value; accepted: each candidate once ({', '.join(names[1:])})"
+            f"two candidates have one name; accepted: each rep= and each network= once ({', '.join(names[1:])})"
         )
     epochs = _count(given.pop("epochs", 100), "epochs")
     factors = _factors(given.pop("lr", FACTORS))

@@ -125,7 +125,7 @@ def result_of(run: Run, folder: Path) -> dict[str, Any]:
 def _start(run: Run, plan: Plan, folder: Path, slots: Slots, device: str) -> subprocess.Popen[bytes]:
     folder.mkdir(parents=True, exist_ok=True)
     request = {
-        "model": plan.model,
+        "model": run.arm.network or plan.model,
         "data": plan.data,
         "rep": run.arm.rep,
         "seed": run.seed,

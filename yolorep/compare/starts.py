@@ -1,4 +1,4 @@
-"""The checkpoints that the runs of a comparison start from: all arms of a seed have the same dense weights."""
+"""The checkpoints that the runs of a comparison start from: one set of dense weights for a seed and a network."""
 
 from __future__ import annotations
 
