@@ -13,7 +13,7 @@ network lies between the last two. The record holds every trial, and NAME.yaml b
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import log, prod
 from pathlib import Path
@@ -35,6 +35,7 @@ from yolorep.hosts.ultralytics.build import build, quiet
 
 STOCK, NETWORK = "stock", "network"
 RUNTIMES = ("onnxruntime", "openvino")
+INT8 = "openvino-int8"
 AXES = ("width", "depth")
 SMALLEST, LARGEST = 1 / 8, 8.0  # factors
 GROWTH = {("width", "depth"): 3, ("width",): 2, ("depth",): 1}  # FLOPs grow by about this power of the factor
@@ -70,6 +71,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--imgsz", type=int, default=640)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--trials", type=int, default=8)
+    parser.add_argument("--int8", action="store_true", help="time both in 8 bits too, once the search has ended")
     parser.add_argument("--tolerance", type=float, default=0.03, help="accepted distance of the ratio from 1")
     parser.set_defaults(device="cpu")
 
@@ -80,29 +82,54 @@ def run(options: argparse.Namespace, recorder: Recorder) -> None:
         raise UsageError(f"equal-latency times ONNX Runtime and OpenVINO on the CPU, not on {options.device}")
     if options.trials < 1:
         raise UsageError(f"--trials is {options.trials}; accepted: 1 or more")
-    for missing in (BACKENDS[backend].missing(torch.device("cpu")) for backend in RUNTIMES):
+    needed = (*RUNTIMES, INT8) if options.int8 else RUNTIMES
+    for missing in (BACKENDS[backend].missing(torch.device("cpu")) for backend in needed):
         if missing is not None:
             raise UsageError(missing)
     torch.set_num_threads(options.threads or torch.get_num_threads())
-    names = ("network", "stock", "only", "imgsz", "rounds", "tolerance")
-    schedule, trials = {name: getattr(options, name) for name in names}, list[Trial]()
     axes = AXES if options.only is None else (options.only,)
-    low, high, factor = SMALLEST, LARGEST, 1.0
-    while len(trials) < options.trials:
-        trial = measured(options, axes, factor)
-        repeated = any(trial.parameters == before.parameters for before in trials)
+    names = ("network", "stock", "only", "imgsz", "rounds", "tolerance")
+    results: dict[str, Any] = {name: getattr(options, name) for name in names}
+    trials: list[Trial] = []
+    for trial in search(options, axes):
         trials.append(trial)
         best = min(trials, key=lambda one: one.distance)
-        found = best.distance <= log(1 + options.tolerance)
-        results = {"found": found, "best": asdict(best), "results": [asdict(one) for one in trials]}
-        best_yaml = yaml.safe_dump(multiplied(options.network, axes, best.factor), sort_keys=False)
-        recorder.write({**schedule, **results}, flags=torch_flags(), also={".yaml": best_yaml})
+        results |= {
+            "found": within(best, options.tolerance),
+            "best": asdict(best),
+            "results": list(map(asdict, trials)),
+        }
+        found = yaml.safe_dump(multiplied(options.network, axes, best.factor), sort_keys=False)
+        recorder.write(results, flags=torch_flags(), also={".yaml": found})
         print(told(trial), flush=True)
-        if found or repeated:
-            break
+    print(f"{'equal' if results['found'] else 'nearest'}: {told(best)}")
+    if options.int8:
+        network = deployed(multiplied(options.network, axes, best.factor))
+        timing = timed({STOCK: deployed(options.stock), NETWORK: network}, options.imgsz, options.rounds, (INT8,))
+        ratio = timing.ratio(f"{NETWORK}, {INT8}", f"{STOCK}, {INT8}")
+        ms = {form: asdict(spread) for form, spread in _milliseconds(timing, INT8).items()}
+        recorder.write(
+            {**results, "int8": {"ms": ms, "ratio": asdict(ratio)}}, flags=torch_flags(), also={".yaml": found}
+        )
+        print(f"8 bits in OpenVINO: {ratio.median:.3f} x")
+
+
+def search(options: argparse.Namespace, axes: tuple[str, ...]) -> Iterator[Trial]:
+    """Measure one factor after the other, until one is within the tolerance or no network lies between the last two."""
+    low, high, factor, seen = SMALLEST, LARGEST, 1.0, set[int]()
+    for _ in range(options.trials):
+        trial = measured(options, axes, factor)
+        yield trial
+        if within(trial, options.tolerance) or trial.parameters in seen:
+            return
+        seen.add(trial.parameters)
         low, high = (low, factor) if trial.ratio > 1 else (factor, high)
         factor = following(trial, low, high, GROWTH[axes])
-    print(f"{'equal' if found else 'nearest'}: {told(best)}")
+
+
+def within(trial: Trial, tolerance: float) -> bool:
+    """Return whether a network is as fast as stock."""
+    return trial.distance <= log(1 + tolerance)
 
 
 def following(trial: Trial, low: float, high: float, power: int) -> float:
@@ -122,7 +149,7 @@ def measured(options: argparse.Namespace, axes: tuple[str, ...], factor: float) 
     content = multiplied(options.network, axes, factor)
     network = deployed(content)
     timing = timed({STOCK: deployed(options.stock), NETWORK: network}, options.imgsz, options.rounds)
-    ms = {b: {form: _milliseconds(timing.time(f"{form}, {b}")) for form in (STOCK, NETWORK)} for b in RUNTIMES}
+    ms = {backend: _milliseconds(timing, backend) for backend in RUNTIMES}
     ratios = {b: timing.ratio(f"{NETWORK}, {b}", f"{STOCK}, {b}") for b in RUNTIMES}
     mean = prod(spread.median for spread in ratios.values()) ** (1 / len(ratios))
     parameters = sum(p.numel() for p in network.parameters())
@@ -158,15 +185,15 @@ def deployed(what: str | dict[str, Any]) -> nn.Module:
         return deploy(model.float().eval()).fuse(verbose=False).requires_grad_(False)
 
 
-def timed(models: Mapping[str, nn.Module], size: int, rounds: int) -> Timing:
-    """Time every model in every runtime, in turns."""
+def timed(models: Mapping[str, nn.Module], size: int, rounds: int, backends: Sequence[str] = RUNTIMES) -> Timing:
+    """Time every model in every backend, in turns."""
     images, device, calls = torch.rand(1, 3, size, size), torch.device("cpu"), {}
     with TemporaryDirectory(prefix="yolorep-bench-") as root, torch.inference_mode(), quiet():
         for name, model in models.items():
             folder = Path(root) / name
             folder.mkdir()
             job = Job(Predictions(model, first=True), images, images, device, torch.get_num_threads(), folder)
-            for backend in RUNTIMES:
+            for backend in backends:
                 calls[f"{name}, {backend}"] = BACKENDS[backend].start(job).call
         return interleave(calls, rounds, device)
 
@@ -177,5 +204,6 @@ def told(trial: Trial) -> str:
     return f"width {trial.width:g}, depth {trial.depth:g}, {trial.parameters / 1e6:.2f} M: {trial.ratio:.3f} x, {times}"
 
 
-def _milliseconds(seconds: Spread) -> Spread:
-    return Spread(*(1e3 * value for value in asdict(seconds).values()))
+def _milliseconds(timing: Timing, backend: str) -> dict[str, Spread]:
+    seconds = {form: timing.time(f"{form}, {backend}") for form in (STOCK, NETWORK)}
+    return {form: Spread(*(1e3 * value for value in asdict(spread).values())) for form, spread in seconds.items()}
