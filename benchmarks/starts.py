@@ -51,6 +51,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--lr", nargs="+", type=float, default=[0.01, 0.03, 0.1], help="tried for every arm (SGD)")
     parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--sweep", type=int, help="epochs of the runs that choose the learning rate; default: half")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--imgsz", type=int, default=192)
     parser.add_argument("--runs", type=Path, default=Path("runs/starts"), help="folder of the trainings")
@@ -68,14 +69,15 @@ def run(options: argparse.Namespace, recorder: Recorder) -> None:
     options.data, options.weights = options.data.resolve(), options.weights.resolve()
     tree = copied_tree(options.tree, options.runs / "tree", options.batch)
     files = {arm: starting_file(arm, options) for arm in options.arms}
+    epochs = options.sweep or max(1, options.epochs // 2)
     sweep: dict[str, dict[float, float]] = {arm: {} for arm in options.arms}
     rates = dict.fromkeys(options.arms, options.lr[0])
     for arm, lr in [(arm, lr) for arm in options.arms for lr in options.lr if len(options.lr) > 1]:
-        sweep[arm][lr] = one_run(arm, lr, SWEEP_SEED, files[arm], tree, options)["mAP50-95"]
+        sweep[arm][lr] = one_run(arm, lr, SWEEP_SEED, epochs, files[arm], tree, options)["mAP50-95"]
     rates.update({arm: max(found, key=found.__getitem__) for arm, found in sweep.items() if found})
     runs: list[dict[str, Any]] = []
     for seed, arm in [(seed, arm) for seed in options.seeds for arm in options.arms]:
-        runs.append(one_run(arm, rates[arm], seed, files[arm], tree, options))
+        runs.append(one_run(arm, rates[arm], seed, options.epochs, files[arm], tree, options))
         recorder.write(record_of(options, sweep, rates, runs))
         print(f"{arm}, seed {seed}, lr {rates[arm]:g}: mAP50-95 {runs[-1]['mAP50-95']:.4f}", flush=True)
 
@@ -109,9 +111,11 @@ def starting_file(arm: str, options: argparse.Namespace) -> Path:
     return file
 
 
-def one_run(arm: str, lr: float, seed: int, weights: Path, tree: Path, options: argparse.Namespace) -> dict[str, Any]:
+def one_run(
+    arm: str, lr: float, seed: int, epochs: int, weights: Path, tree: Path, options: argparse.Namespace
+) -> dict[str, Any]:
     """Return one run, trained unless it is there already."""
-    name = f"{arm}-lr{lr:g}-seed{seed}"
+    name = f"{arm}-lr{lr:g}-seed{seed}-{epochs}"
     folder, log, done = options.runs / name, options.runs / f"{name}.log", options.runs / f"{name}.json"
     if not done.is_file():
         shutil.rmtree(folder, ignore_errors=True)
@@ -119,7 +123,7 @@ def one_run(arm: str, lr: float, seed: int, weights: Path, tree: Path, options: 
         hyp = options.runs / f"lr{lr:g}.yaml"
         values = yaml.safe_load((tree / "data" / "hyps" / "hyp.scratch-low.yaml").read_text(encoding="utf-8"))
         hyp.write_text(yaml.safe_dump({**values, "lr0": lr}), encoding="utf-8")
-        given = {"data": options.data, "weights": weights, "hyp": hyp, "epochs": options.epochs, "seed": seed}
+        given = {"data": options.data, "weights": weights, "hyp": hyp, "epochs": epochs, "seed": seed}
         given |= {"batch-size": options.batch, "imgsz": options.imgsz, "device": "cpu", "workers": 0}
         given |= {"project": options.runs, "name": name}
         text = [part for key, value in given.items() for part in (f"--{key}", str(value))]
@@ -157,13 +161,13 @@ def record_of(
         for arm in options.arms
         if arm != STOCK
     }
-    names = ("epochs", "batch", "imgsz", "threads")
+    names = ("epochs", "sweep", "batch", "imgsz", "threads")
     return {
         **{name: getattr(options, name) for name in names},
         "data": options.data.parent.name,
         "weights": options.weights.name,
         "arms": {arm: list(ARMS[arm]) for arm in options.arms},
-        "sweep": sweep,
+        "tried": sweep,
         "rates": rates,
         "differences": {arm: asdict(interval(found)) for arm, found in differences.items() if found},
         "runs": list(runs),

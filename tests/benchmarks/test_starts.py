@@ -30,7 +30,15 @@ def test_a_folder_that_is_no_tree_is_one_sentence(tmp_path: Path) -> None:
 def test_the_record_has_the_differences_of_the_pairs_that_are_there() -> None:
     scores = {(STOCK, 0): 0.50, ("split", 0): 0.52, (STOCK, 1): 0.40, ("split", 1): 0.41, (STOCK, 2): 0.1}
     runs = [{"arm": arm, "seed": seed, "mAP50-95": value} for (arm, seed), value in scores.items()]
-    shared = {"epochs": 1, "batch": 8, "imgsz": 32, "threads": 1, "data": Path("d/data.yaml"), "weights": Path("w.pt")}
+    shared = {
+        "epochs": 1,
+        "sweep": None,
+        "batch": 8,
+        "imgsz": 32,
+        "threads": 1,
+        "data": Path("d/data.yaml"),
+        "weights": Path("w.pt"),
+    }
     record = record_of(Namespace(arms=[STOCK, "split", "twin"], seeds=[0, 1, 2], **shared), {}, {}, runs)
     assert record["differences"].keys() == {"split"}
     assert record["differences"]["split"]["difference"] == pytest.approx(0.015)
