@@ -77,7 +77,7 @@ def run(options: argparse.Namespace, recorder: Recorder) -> None:
             f"{name:14} by hand {times[0]:.2f} x eager, yolorep {times[1]:.2f} x; by hand / yolorep {faster.median:.3f}"
         )
     settings = {key: getattr(options, key) for key in ("network", "imgsz", "rounds")}
-    recorder.write({**settings, "missing": missing, "results": rows}, flags=torch_flags())
+    recorder.write({**settings, "autocast": None, "missing": missing, "results": rows}, flags=torch_flags())
 
 
 def calls_of(names: list[str], network: str, images: Tensor, root: Path) -> dict[str, Call]:

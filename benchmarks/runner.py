@@ -51,6 +51,7 @@ TABLE: dict[str, Benchmark] = {
     "steps": Benchmark("steps", "time and memory of a whole model's training step per block against stock"),
     "eligibility": Benchmark("eligibility", "cost of branches beside each kind of convolution"),
     "families": Benchmark("families", "every model family: expand, deploy, fuse and export"),
+    "growth": Benchmark("growth", "speed as image, batch and network grow, below the machine's peak"),
     "by-hand": Benchmark("by_hand", "every backend of `yolorep bench` beside the same runtime used by hand"),
     "equal-latency": Benchmark("equal_latency", "a network scaled until it is, deployed, as fast as a stock one"),
     "accuracy": Benchmark("accuracy", "mAP of stock and rep by `yolorep compare`: in pairs, with intervals"),

@@ -65,6 +65,8 @@ def test_an_unknown_benchmark_is_one_sentence() -> None:
         ["training", "repvgg", "--shapes", "1x8x8", "--layouts", "contiguous", "--autocast", "bfloat16"],
         ["blocks", "--batch", "1", "--imgsz", "16", "--channels", "8"],
         ["eligibility", "yolov8n.yaml", "--imgsz", "64", "--batch", "2"],
+        ["growth", "--network", "yolov5n-rep.yaml", "--imgsz", "64", "--batch", "1", "--backends", "eager"],
+        ["by-hand", "yolov5n.yaml", "--imgsz", "64", "--backends", "eager", "channels_last"],
     ],
     ids=lambda arguments: arguments[0],
 )
