@@ -29,6 +29,7 @@ def test_a_plan_has_stock_first_and_steps_for_every_batch() -> None:
 
 
 def test_networks_are_candidates_beside_blocks() -> None:
+    assert plan_of(networks=("血.yaml", "细胞.yaml")).arms[2].slug == "细胞"
     networks = ("yolov5n-csprepresnet.yaml", "mine/yolov8n.yaml")
     assert [arm.name for arm in plan_of(networks=networks).arms] == [STOCK, "yolov5n-csprepresnet", "yolov8n"]
     assert [arm.name for arm in plan_of("csla", networks=networks[:1]).arms] == [STOCK, "csla", "yolov5n-csprepresnet"]
@@ -48,6 +49,8 @@ def test_what_the_user_gives_wins() -> None:
         ((), {"project": "a"}, "project= is set by compare"),
         ((), {"optimizer": "auto"}, "optimizer=auto ignores the learning rate"),
         (("csla", "csla"), {}, "two candidates have one name"),
+        ((), {"networks": ("stock.pt",)}, "network=stock.pt is not accepted; accepted: .*, not named stock"),
+        ((), {"networks": (".",)}, "network=. is not accepted; accepted: a model YAML or a checkpoint"),
         ((), {"networks": ("a/n.yaml", "b/n.yaml")}, "two candidates have one name"),
         ((), {"seeds": 0}, "seeds=0 is not accepted; accepted: a whole number from 1"),
         ((), {"seeds": True}, "seeds=True is not accepted"),

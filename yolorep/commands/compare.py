@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from torch import nn
 
 from yolorep import plugins
 from yolorep.bench.record import check_folder, read_json, write_json
@@ -107,16 +108,20 @@ def _check_host(plan: Plan) -> None:
     from yolorep.compare.runs import FIGURES
     from yolorep.compare.starts import classes_of
 
-    networks = [arm.network for arm in plan.arms if arm.network]
-    for model in (plan.model, *networks):
-        check_files("train", [f"model={model}", f"data={plan.data}"])
     get_cfg(overrides={**plan.train, "epochs": plan.epochs})
-    task = YOLO(plan.model).task
+    tasks: dict[str, str] = {}
+    for model in (plan.model, *(arm.network for arm in plan.arms if arm.network)):
+        check_files("train", [f"model={model}", f"data={plan.data}"])
+        yolo = YOLO(model)
+        if not isinstance(yolo.model, nn.Module):  # an exported file, or a folder
+            raise UsageError(f"{model} cannot be trained; accepted: a model YAML or a checkpoint of ultralytics")
+        tasks[model] = yolo.task
+    task = tasks[plan.model]
     if task not in FIGURES:
         raise UsageError(f"{plan.model} is of task {task}; accepted: {', '.join(FIGURES)}")
-    for network in networks:
-        if (other := YOLO(network).task) != task:
-            raise UsageError(f"{network} is of task {other}, {plan.model} of task {task}; accepted: one task for all")
+    for model, other in tasks.items():
+        if other != task:
+            raise UsageError(f"{model} is of task {other}, {plan.model} of task {task}; accepted: one task for all")
     classes_of(plan.data)
     if plan.int8:
         chosen_schemes((), "onnx")

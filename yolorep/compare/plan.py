@@ -54,15 +54,23 @@ class Arm:
     def of_network(cls, file: str) -> Arm:
         """Read the value of a `network=` argument: another model, named by its file.
 
+        Raises:
+            UsageError: no file's name, or the name of the stock arm.
+
         Example:
             >>> Arm.of_network("yolov5n-csprepresnet.yaml").name
             'yolov5n-csprepresnet'
         """
-        return cls(Path(file).stem, network=file)
+        arm = cls(Path(file).stem, network=file)
+        if not arm.slug or arm.slug == STOCK:
+            raise UsageError(
+                f"network={file} is not accepted; accepted: a model YAML or a checkpoint, not named {STOCK}"
+            )
+        return arm
 
     @property
     def slug(self) -> str:
-        return re.sub(r"[^A-Za-z0-9.]+", "-", self.name).strip("-")
+        return re.sub(r"(?:[^\w.]|_)+", "-", self.name).strip("-")
 
 
 @dataclass(frozen=True)
