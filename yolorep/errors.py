@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
+OPENVINO_PLACE = re.compile(r"Exception from \S+:\d+:$")  # lines before the reason
+
 
 class YolorepError(Exception):
     """Base class of all exceptions that yolorep raises on purpose."""
@@ -47,8 +51,14 @@ class UsageError(YolorepError):
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an exception's message, or its type if the message is empty."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """Return the first line of an exception's message that says something, or its type if the message is empty.
+
+    Example:
+        >>> first_line(RuntimeError("Exception from src/core.cpp:132:\\nno such primitive\\nRun with ..."))
+        'no such primitive'
+    """
+    lines = (str(error).strip() or type(error).__name__).splitlines()
+    return next((line for line in lines if not OPENVINO_PLACE.match(line)), lines[0])
 
 
 def out_of_memory(error: BaseException) -> bool:
