@@ -51,10 +51,10 @@ class UsageError(YolorepError):
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an exception's message that says something, or its type if the message is empty.
+    r"""Return the first line of an exception's message that says something, or its type if the message is empty.
 
     Example:
-        >>> first_line(RuntimeError("Exception from src/core.cpp:132:\\nno such primitive\\nRun with ..."))
+        >>> first_line(RuntimeError("Exception from src/core.cpp:132:\nno such primitive\nRun with ..."))
         'no such primitive'
     """
     lines = (str(error).strip() or type(error).__name__).splitlines()
