@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from yolorep.blocks.site import Site
 from yolorep.errors import DeclarationError, FoldError, YolorepError, first_line
@@ -70,7 +71,7 @@ def _check_names(layers: Any, name: str, law: str) -> None:
 
 def _check_branch(layer: nn.Module, site: Site, where: str, *, on_dense_path: bool) -> None:
     """Compare the branch, its fold and the dense convolution on noise of an odd and an even size."""
-    layer, dense = deepcopy(layer).cpu().double().eval(), deepcopy(site.conv).cpu().double().eval()
+    layer, dense = _like_trained(layer), deepcopy(site.conv).cpu().double().eval()
     try:
         channels = site.conv.out_channels if on_dense_path else site.conv.in_channels
         conv = to_conv(kernel_of(layer).over(channels), like=dense.weight).eval()
@@ -92,6 +93,21 @@ def _check_branch(layer: nn.Module, site: Site, where: str, *, on_dense_path: bo
             )
         if relative_error(got, conv(x)) > TOLERANCE:
             raise DeclarationError(f"{where} folds to another function than it computes; accepted: linear layers")
+
+
+@torch.no_grad()
+def _like_trained(layer: nn.Module) -> nn.Module:
+    """Return a float64 copy in eval mode, its batch norms as after a training: fresh ones add no bias.
+
+    Where a kernel with padding follows a bias, the branch is one convolution only as long as the bias is 0.
+    """
+    layer = deepcopy(layer).cpu().double().eval()
+    random = torch.Generator().manual_seed(0)
+    for norm in (module for module in layer.modules() if isinstance(module, _BatchNorm)):
+        for values in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+            if values is not None:
+                values.copy_(torch.rand(values.shape, generator=random, dtype=torch.float64) + 0.5)
+    return layer
 
 
 def _noise(site: Site) -> Tensor:
