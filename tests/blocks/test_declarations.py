@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from torch import Tensor, nn
 
-from yolorep import BlockError, Conv_C3, expand
+from yolorep import BlockError, Conv_C3, deploy, expand
 from yolorep.blocks import BLOCKS, Site, register_block
 from yolorep.blocks.linear import Scale
 from yolorep.errors import DeclarationError
@@ -113,6 +113,18 @@ def test_expand_does_not_pass_over_a_wrong_declaration(stock: nn.Module) -> None
         return {"branch_a": _no_stride(site)} if not site.pointwise else {}
 
     assert expand(stock, "refuses") is not stock
+
+
+def test_a_kernel_larger_than_a_layer_of_a_host_does_not_fit_it(stock: nn.Module) -> None:
+    """Deploying restores the host's layer, whose YAML says the size of its kernel."""
+    register_block("mine")(lambda site: {"branch_a": site.conv_bn(3, site.padding_of(3))})
+    deployed = deploy(expand(stock, "mine").eval())
+    shapes = {name: value.shape for name, value in stock.state_dict().items()}
+    assert shapes == {name: value.shape for name, value in deployed.state_dict().items()}
+    with pytest.raises(BlockError, match=r"^model.2.cv1: block 'mine': branch_a makes the 1x1 kernel a 3x3 one, so"):
+        expand(stock, "mine", select="model.2.cv1")
+    by_hand = Conv_C3(8, 8, 1, block="mine").eval()  # becomes one convolution, of any size
+    assert deploy(by_hand).conv.kernel_size == (3, 3)
 
 
 @pytest.mark.parametrize("law", ["each", "sum", "online"])
