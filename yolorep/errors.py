@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
+from traceback import walk_tb
+
 
 class YolorepError(Exception):
     """Base class of all exceptions that yolorep raises on purpose."""
@@ -49,6 +52,12 @@ class UsageError(YolorepError):
 def first_line(error: Exception) -> str:
     """Return the first line of an exception's message, or its type if the message is empty."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def line_in(error: BaseException, file: str) -> str:
+    """Return where in a file an exception was raised, ' (name, line 7)', the innermost line; empty if elsewhere."""
+    lines = [number for frame, number in walk_tb(error.__traceback__) if frame.f_code.co_filename == file]
+    return f" ({PurePath(file).name}, line {lines[-1]})" if lines else ""
 
 
 def out_of_memory(error: BaseException) -> bool:

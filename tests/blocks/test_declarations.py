@@ -60,15 +60,24 @@ WRONG: dict[str, tuple[Callable[[Site], Any], str, str]] = {
     "dense": (lambda site: {"dense_gain": site.scale(1)}, "each", "'dense_gain' is no name .* law 'each': branch_"),
     "dot": (lambda site: {"branch_a.b": site.scale(1)}, "sum", r"'branch_a.b' is no name .*: branch_\* and dense_\*"),
     "number": (lambda site: {1: site.scale(1)}, "each", "1 is no name of a branch"),
-    "list": (lambda site: [site.scale(1)], "each", "its declaration returns .* accepted: layers by name"),
-    "none": (lambda site: None, "each", "its declaration returns None"),
-    "no layer": (lambda site: {"branch_a": 3}, "each", "its declaration returns"),
-    "raises": (lambda site: {"branch_a": site.nothing}, "each", "its declaration raises AttributeError: .*nothing"),
+    "no end": (lambda site: {"branch_": site.scale(1)}, "each", "'branch_' is no name of a branch"),
+    "list": (lambda site: [site.scale(1)], "each", "its declaration returns a list; accepted: layers by name"),
+    "none": (lambda site: None, "each", "its declaration returns None, as a function without return does; accepted"),
+    "no layer": (lambda site: {"branch_a": 3}, "each", "its declaration returns int as 'branch_a'; accepted"),
+    "raises": (
+        lambda site: {"branch_a": site.nothing},
+        "each",
+        r"its declaration raises AttributeError: .*nothing'? \(test_declarations.py, line \d+\)$",
+    ),
     "relu": (lambda site: {"branch_a": _relu(site)}, "each", "branch_a does not fold: act: ReLU"),
     "own layer": (lambda site: {"branch_a": Plain()}, "each", "branch_a does not fold: .*Plain"),
     "own forward": (lambda site: {"branch_a": Doubled(8, 8, 1, 2)}, "each", "branch_a folds to another function"),
     "stride": (lambda site: {"branch_a": _no_stride(site)}, "each", r"branch_a gives \(1, 8, 9, 10\) where .*stride"),
-    "padding": (lambda site: {"branch_a": _no_padding(site)}, "each", r"branch_a gives \(1, 8, 4, 4\) where the dense"),
+    "padding": (
+        lambda site: {"branch_a": _no_padding(site)},
+        "each",
+        r"branch_a gives \(1, 8, 4, 4\) where the dense .* as site.conv_bn\(size, site.padding_of\(size\)\) gives it",
+    ),
     "channels": (lambda site: {"branch_a": _channels(site)}, "sum", r"branch_a gives \(1, 3, 5, 5\) where the dense"),
     "norm": (
         lambda site: {"branch_a": _norm_of_other_channels(site)},
@@ -145,3 +154,8 @@ def test_options_need_defaults_and_names_are_words() -> None:
     for name in ("my-block", "", "a b", 3):
         with pytest.raises(BlockError, match="is no name; accepted: letters"):
             register_block(name)(lambda site: {})  # type: ignore[arg-type]
+    with pytest.raises(BlockError, match=r"is given no name; accepted: @register_block\('mine'\)"):
+
+        @register_block  # type: ignore[arg-type]
+        def mine(site: Site) -> dict[str, nn.Module]:
+            return {}

@@ -143,7 +143,7 @@ def test_a_plugin_is_recorded_for_processes_that_follow(plugin: Path, clean: Non
     [
         ("broken.py", "import nothing_of_that_name", "cannot be loaded: ModuleNotFoundError: No module named"),
         ("broken.py", "def (", "cannot be loaded: SyntaxError"),
-        ("broken.py", STRIP + "\n1 / 0", "cannot be loaded: ZeroDivisionError"),
+        ("broken.py", STRIP + "\n1 / 0", r"cannot be loaded: ZeroDivisionError: .* \(broken.py, line 17\)$"),
         (
             "broken.py",
             STRIP.replace('"strip"', '"my-strip"'),
@@ -166,6 +166,13 @@ def test_a_plugin_that_cannot_be_loaded_is_one_sentence(
     assert str(raised.value).startswith(f"plugin={tmp_path / name}")
     assert before == BLOCKS
     assert os.environ[plugins.ENVIRONMENT] == ""
+
+
+def test_a_plugin_without_a_block_is_told(clean: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "broken.py"
+    file.write_text(STRIP.replace('@register_block("strip")', ""))
+    plugins.use(file)
+    assert f"plugin={file} registers no block; a declaration of one stands under" in capsys.readouterr().err
 
 
 def test_an_installed_package_registers_its_blocks(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from yolorep.blocks.site import Site
-from yolorep.errors import BlockError, DeclarationError, FoldError, YolorepError, first_line
+from yolorep.errors import BlockError, DeclarationError, FoldError, YolorepError, first_line, line_in
 from yolorep.folding import kernel_of, sum_of, to_conv
 from yolorep.numerics import relative_error
 from yolorep.precision import has_values
@@ -47,7 +47,8 @@ def checked_layers(
     except YolorepError:
         raise
     except Exception as error:  # a user's function
-        raise DeclarationError(f"block {name!r}: its declaration raises {_told(error)}") from error
+        where = line_in(error, getattr(getattr(function, "__code__", None), "co_filename", ""))
+        raise DeclarationError(f"block {name!r}: its declaration raises {_told(error)}{where}") from error
     _check_names(layers, name, law)
     options = tuple(sorted(declare.keywords.items())) if isinstance(declare, partial) else ()
     dense = site.conv
@@ -62,11 +63,17 @@ def checked_layers(
 
 
 def _check_names(layers: Any, name: str, law: str) -> None:
-    if not isinstance(layers, Mapping) or not all(isinstance(layer, nn.Module) for layer in layers.values()):
-        raise DeclarationError(f"block {name!r}: its declaration returns {layers!r}; accepted: layers by name")
+    returns = f"block {name!r}: its declaration returns"
+    accepts = "accepted: layers by name, such as {'branch_a': site.conv_bn(1, site.border)}"
+    if not isinstance(layers, Mapping):
+        kind = "None, as a function without return does" if layers is None else f"a {type(layers).__name__}"
+        raise DeclarationError(f"{returns} {kind}; {accepts}")
+    for key, layer in layers.items():
+        if not isinstance(layer, nn.Module):
+            raise DeclarationError(f"{returns} {type(layer).__name__} as {key!r}; {accepts}")
     accepted = (BRANCH, DENSE) if law in WITH_DENSE else (BRANCH,)
     for key in layers:
-        if not isinstance(key, str) or not key.startswith(accepted) or not key.isidentifier():
+        if not isinstance(key, str) or not key.startswith(accepted) or not key.isidentifier() or key in accepted:
             names = " and ".join(f"{prefix}*" for prefix in accepted)
             raise DeclarationError(
                 f"block {name!r}: {key!r} is no name of a branch; accepted with law {law!r}: {names}"
@@ -98,7 +105,8 @@ def _check_branch(name: str, layer: nn.Module, site: Site, where: str) -> str:
             is_now = _shape(got) if isinstance(got, Tensor) else type(got).__name__
             raise DeclarationError(
                 f"{where} gives {is_now} where the dense convolution gives {_shape(expected)} (stride "
-                f"{site.conv.stride}, padding {site.conv.padding}); accepted: the same shape, as site.conv_bn gives it"
+                f"{site.conv.stride}, padding {site.conv.padding}); accepted: the same shape, as "
+                "site.conv_bn(size, site.padding_of(size)) gives it"
             )
         if relative_error(got, conv(x)) > TOLERANCE:
             raise DeclarationError(f"{where} folds to another function than it computes; accepted: linear layers")

@@ -109,6 +109,8 @@ def register_block(
         []
         >>> _ = BLOCKS.pop("twice")
     """
+    if inspect.isfunction(name):  # the decorator without its parentheses
+        raise BlockError(f"@register_block is given no name; accepted: @register_block({name.__name__!r})")
     if law != MASK:
         law_of(law)
 
