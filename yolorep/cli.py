@@ -48,7 +48,7 @@ def patch(
     check: Annotated[bool, typer.Option("--check", help="Only say whether the tree is patched.")] = False,
     revert: Annotated[bool, typer.Option("--revert", help="Take the patch out again.")] = False,
 ) -> None:
-    """Add the one line to a YOLOv5 tree that makes its own scripts know rep models."""
+    """Patch a YOLOv5 tree with one line: its own scripts then know rep models."""
     from yolorep.hosts.yolov5 import patch
 
     typer.echo(patch.run(directory, check=check, revert=revert))
@@ -160,7 +160,7 @@ def demo(
     images: Annotated[int | None, typer.Option(help="Training images; default: what fits.", min=16)] = None,
     minutes: Annotated[float, typer.Option(help="Time that epochs and images are fitted to.", min=0.5)] = 3.5,
 ) -> None:
-    """Train rep beside stock on painted images, deploy, verify and measure; says first how long it takes."""
+    """Watch rep beside stock on painted images: train, deploy, verify, measure; says first how long it takes."""
     from yolorep.demo import demo as play
 
     play(out, epochs=epochs, images=images, minutes=minutes, console=rich_console())

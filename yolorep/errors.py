@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from pathlib import PurePath
+from traceback import walk_tb
 
 OPENVINO_PLACE = re.compile(r"Exception from \S+:\d+:$")  # lines before the reason
 
@@ -59,6 +61,12 @@ def first_line(error: Exception) -> str:
     """
     lines = (str(error).strip() or type(error).__name__).splitlines()
     return next((line for line in lines if not OPENVINO_PLACE.match(line)), lines[0])
+
+
+def line_in(error: BaseException, file: str) -> str:
+    """Return where in a file an exception was raised, ' (name, line 7)', the innermost line; empty if elsewhere."""
+    lines = [number for frame, number in walk_tb(error.__traceback__) if frame.f_code.co_filename == file]
+    return f" ({PurePath(file).name}, line {lines[-1]})" if lines else ""
 
 
 def out_of_memory(error: BaseException) -> bool:

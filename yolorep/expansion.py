@@ -124,7 +124,7 @@ def grow_(layers: Iterable[tuple[str, StockConv]], policy: Policy, *, trained: b
     start = policy.start or (block.trained_start if trained else "paper")
     for name, layer in layers:
         try:
-            branches = block.branches(Site(layer.conv, layer.bn, policy.identity))
+            branches = block.branches(Site(layer.conv, layer.bn, policy.identity), of_host=True)
             start_(start, branches, layer.bn)
         except BlockError as error:
             raise BlockError(f"{name}: {error}") from None
@@ -210,7 +210,7 @@ def step_masks(model: nn.Module, policy: Policy) -> dict[Tensor, Scales]:
     layout, named = Layout.of(model, getattr(model, "yaml", None)), list(stock_convs(model))
     for name, layer in chosen(named, policy.select, policy.block, policy.identity, layout):
         try:
-            branches = block.branches(Site(layer.conv, layer.bn, policy.identity))
+            branches = block.branches(Site(layer.conv, layer.bn, policy.identity), of_host=True)
             masks[layer.conv.weight] = kernel_scales(branches, layer.conv)
         except BlockError as error:
             raise BlockError(f"{name}: {error}") from None

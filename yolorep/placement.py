@@ -85,7 +85,7 @@ def gains(layer: StockConv, block: str, identity: str) -> bool:
     """Return whether the block's branches fit beside the layer and are not only a copy of its 1x1 convolution."""
     site = Site(layer.conv, layer.bn, identity)
     try:
-        return bool(block_of(block).branches(site)) and (site.keeps_shape or not site.pointwise)
+        return bool(block_of(block).branches(site, of_host=True)) and (site.keeps_shape or not site.pointwise)
     except DeclarationError:
         raise
     except BlockError:
@@ -198,7 +198,7 @@ def _reason(named: Named, block: str, identity: str) -> str:
     said = []
     for _, layer in named:
         try:
-            block_of(block).branches(Site(layer.conv, layer.bn, identity))
+            block_of(block).branches(Site(layer.conv, layer.bn, identity), of_host=True)
         except BlockError as error:
             said.append(f": {error}")
         else:

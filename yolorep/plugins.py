@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 
 from yolorep.console import say
-from yolorep.errors import UsageError, first_line
+from yolorep.errors import UsageError, first_line, line_in
 from yolorep.paths import is_file
 
 GROUP = "yolorep.blocks"  # entry points: modules that register blocks
@@ -88,7 +88,10 @@ def load(path: str) -> None:
                 del registry[added]
         if not isinstance(error, Exception):
             raise
-        raise UsageError(f"plugin={path} cannot be loaded: {type(error).__name__}: {first_line(error)}") from error
+        told = f"{type(error).__name__}: {first_line(error)}{line_in(error, path)}"
+        raise UsageError(f"plugin={path} cannot be loaded: {told}") from error
+    if before == BLOCKS.keys() | MASKED.keys():
+        say(f"plugin={path} registers no block; a declaration of one stands under @register_block('NAME')")
 
 
 def modules() -> tuple[str, ...]:

@@ -68,8 +68,8 @@ class Report:
     def largest_error(self) -> str:
         """The largest relative error in words, and the part that is judged if rounding explains the rest."""
         judged = max(row.judged for row in self.rows)
-        allowed = f" ({judged:.1e} with the rounding of the weights allowed for)" if judged < self.max_rel else ""
-        return f"largest relative error {self.max_rel:.1e}{allowed}"
+        beyond = f", {judged:.1e} beyond the rounding of the weights" if judged < self.max_rel else ""
+        return f"largest relative error {self.max_rel:.1e}{beyond}"
 
     def __rich__(self) -> Any:
         from rich.console import Group

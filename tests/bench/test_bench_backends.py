@@ -176,6 +176,16 @@ def test_a_form_that_is_not_timed_is_named_where_another_form_is() -> None:
     assert f"not timed: {UNFUSED} eager, {STOCK} eager, half: slow" in list(notes(found, None, "ultralytics"))
 
 
+@pytest.mark.parametrize(("own_images", "hint"), [(False, "; --images FOLDER takes yours"), (True, "")])
+def test_that_no_boxes_were_found_is_said(own_images: bool, hint: str) -> None:
+    rows = [Row(DEPLOYED, "eager", "float32", agreement=Agreement(0.0, boxes=0))]
+    seconds = Timing(1, {f"{DEPLOYED}, eager": [1.0, 1.0]})
+    found = Comparison("x", 1, 64, rows, seconds, 2, 2, steps=Timing(1, {NMS: [1.0, 1.0]}), own_images=own_images)
+    first, second, *_ = notes(found, "rep.pt", "ultralytics")
+    assert first == f"no box has a confidence of 0.25 on the 2 images, so outputs were compared{hint}"
+    assert second.startswith("fastest with the same outputs: eager")
+
+
 def test_the_legend_covers_no_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Figure] = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, *args, **kwargs: drawn.append(figure))
@@ -197,6 +207,10 @@ def test_every_backend_of_the_table_names_what_it_needs_and_how_it_is_run() -> N
         for host in (ULTRALYTICS, YOLOV5):
             assert backend.name in host
     for host in ("ultralytics", "yolov5"):
+        quantize, run = commands("openvino-int8", "runs/best.pt", 640, host)
+        options = {word for word in quantize.split() if word.startswith("--")}
+        assert options <= set(invoke(app, ["quantize", "--help"]).output.split())
+        assert quantize.split()[3] in run
         lines = [line for name in BACKENDS for line in commands(name, "runs/best.pt", 640, host)]
         assert not [line for line in lines if "{" in line]
     assert commands("onnxruntime", "best.pt", 320, "ultralytics") == [

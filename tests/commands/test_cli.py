@@ -43,6 +43,9 @@ COMMANDS = [
 def test_help_lists_every_command(tmp_path: Path) -> None:
     printed = yolorep("--help", cwd=tmp_path)
     assert [c for c in COMMANDS if f" {c} " not in printed] == []
+    assert "..." not in printed.partition("Commands:")[2]  # no summary is cut in the middle of a clause
+    assert "Train with ultralytics: ARG=VALUE as for its own command." in printed
+    assert "Time models and blocks with branches, deployed and stock\n" in printed
 
 
 def test_version_and_help_import_no_torch(tmp_path: Path) -> None:
@@ -55,11 +58,12 @@ def test_version_and_help_import_no_torch(tmp_path: Path) -> None:
         assert printed.strip().endswith("False")
 
 
-@pytest.mark.parametrize("command", ["deploy", "bench", "yolov5"])
+@pytest.mark.parametrize("command", ["deploy", "bench", "yolov5", "verify"])
 def test_help_describes_each_argument(command: str, tmp_path: Path) -> None:
     """typer before 0.26 loses these texts under click 8.5."""
     printed = yolorep(command, "--help", cwd=tmp_path)
     says = {"deploy": "A checkpoint (.pt) of", "bench": "torchvision:MODEL", "yolov5": "Such as train.py"}
+    says["verify"] = "One to judge, such as the deployed one."
     assert printed.count(says[command]) == 1
 
 

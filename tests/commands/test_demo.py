@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -13,7 +14,10 @@ import torch
 
 from tests.helpers import ROOT, run_python
 from tests.processes import LAUNCH, NO_NETWORK
+from yolorep.bench.subjects import DEPLOYED, STOCK
+from yolorep.bench.timing import Timing
 from yolorep.demo import plan, run, scenes, training
+from yolorep.demo.findings import Findings
 from yolorep.demo.workspace import MARKER, Workspace
 from yolorep.errors import UsageError
 
@@ -334,3 +338,10 @@ def test_an_unseen_shape_is_made_visible() -> None:
         scenes._paint(random, canvas, contours, box)
         centre = int((box.y1 + box.y2) / 2), int((box.x1 + box.x2) / 2)
         assert np.abs(canvas[centre] - before[centre]).max() > 10
+
+
+def test_speeds_are_compared_within_a_round() -> None:
+    """The same network twice, on a machine that slows down in the third round between the two."""
+    timing = Timing(1, {DEPLOYED: [1.0, 1.0, 1.0, 2.0, 2.0], STOCK: [1.0, 1.0, 2.0, 2.0, 2.0]})
+    found = SimpleNamespace(speed=SimpleNamespace(batch=3, timing=timing))
+    assert Findings.fps.fget(found) == {DEPLOYED: 3.0, STOCK: 3.0}  # type: ignore[attr-defined]

@@ -235,6 +235,18 @@ def test_deploy_says_what_it_left_and_why(
     assert "none of the rep blocks in stock.pt folds (model.3: RepBlock is left as it is" in " ".join(told.split())
 
 
+@pytest.mark.parametrize(("yaml", "row"), [("yolov5s-rep-k33.yaml", "C3Rep"), ("repvgg-a0.yaml", "FC"), ("rep.pt", "")])
+def test_deploy_says_which_rows_a_host_cannot_build_alone(
+    yaml: str, row: str, folder: Path, here: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ultralytics import YOLO
+
+    YOLO(folder / yaml if yaml.endswith(".pt") else yaml).save(folder / "rows.pt")
+    assert here("deploy", "rows.pt", "stored.pt", "--overwrite") == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert (f"note: no stock row describes the layers of {row} in its YAML" in printed) == bool(row)
+
+
 def test_blocks_of_others_are_searched_and_folded_once(
     folder: Path, here: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -130,6 +130,24 @@ def test_a_checkpoint_may_name_the_layers_of_a_plugin(plugin: Path, clean: None,
     assert isinstance(restricted_pickle.load(file), nn.Module)
 
 
+@pytest.mark.parametrize("command", [["predict"], ["deploy", "out.pt"], ["deploy", "out.pt", "--trust"]])
+def test_a_class_that_only_a_checkpoint_names_is_sought_in_a_plugin(
+    command: list[str], plugin: Path, clean: None, stock: nn.Module, tmp_path: Path
+) -> None:
+    """Never on an index, where a package of that name would be a stranger's."""
+    plugins.use(plugin)
+    elsewhere = tmp_path / "elsewhere"  # the plugin is not beside it
+    elsewhere.mkdir()
+    file = elsewhere / "gain.pt"
+    stock.model[0].act = sys.modules["strips"].Gain(16, 1.0)
+    torch.save({"model": stock}, file)
+    os.environ[plugins.ENVIRONMENT] = ""
+    given = f"model={file}" if command == ["predict"] else file
+    printed = yolorep(command[0], given, *command[1:], cwd=elsewhere, code=2)
+    assert "--plugin FILE.py" in printed
+    assert "pip install" not in printed
+
+
 def test_a_plugin_is_recorded_for_processes_that_follow(plugin: Path, clean: None) -> None:
     plugins.use(plugin)
     plugins.use(plugin)
@@ -143,7 +161,7 @@ def test_a_plugin_is_recorded_for_processes_that_follow(plugin: Path, clean: Non
     [
         ("broken.py", "import nothing_of_that_name", "cannot be loaded: ModuleNotFoundError: No module named"),
         ("broken.py", "def (", "cannot be loaded: SyntaxError"),
-        ("broken.py", STRIP + "\n1 / 0", "cannot be loaded: ZeroDivisionError"),
+        ("broken.py", STRIP + "\n1 / 0", r"cannot be loaded: ZeroDivisionError: .* \(broken.py, line 17\)$"),
         (
             "broken.py",
             STRIP.replace('"strip"', '"my-strip"'),
@@ -166,6 +184,13 @@ def test_a_plugin_that_cannot_be_loaded_is_one_sentence(
     assert str(raised.value).startswith(f"plugin={tmp_path / name}")
     assert before == BLOCKS
     assert os.environ[plugins.ENVIRONMENT] == ""
+
+
+def test_a_plugin_without_a_block_is_told(clean: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "broken.py"
+    file.write_text(STRIP.replace('@register_block("strip")', ""))
+    plugins.use(file)
+    assert f"plugin={file} registers no block; a declaration of one stands under" in capsys.readouterr().err
 
 
 def test_an_installed_package_registers_its_blocks(

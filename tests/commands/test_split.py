@@ -143,6 +143,19 @@ def test_folders_of_programs_are_no_classes(tmp_path: Path, capsys: pytest.Captu
     assert "left out .ipynb_checkpoints, __MACOSX" in capsys.readouterr().err
 
 
+def test_files_that_are_no_image_of_a_class_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = folder(tmp_path / "in", a=2, b=2)
+    split_folder(source, tmp_path / "whole")
+    assert not capsys.readouterr().err
+    (source / "loose.jpg").touch()
+    (source / ".DS_Store").touch()
+    for index in range(6):
+        (source / "b" / f"{index}.txt").touch()
+    assert split_folder(source, tmp_path / "out") == {"a": Counts(1, 1), "b": Counts(1, 1)}
+    names = "b/0.txt, b/1.txt, b/2.txt, b/3.txt, b/4.txt and 2 more"
+    assert f"{source}: left out {names}: not an image in a folder of a class\n" in capsys.readouterr().err
+
+
 def test_command_tells_the_counts_and_what_is_wrong(tmp_path: Path) -> None:
     folder(tmp_path / "in", cat=5, dog=10)
     printed = yolorep("split", "in", "out", "--val", "0.4", "--seed", "3", cwd=tmp_path)

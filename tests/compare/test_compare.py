@@ -273,6 +273,22 @@ def test_the_column_of_8_bits_is_there_where_it_was_measured() -> None:
     assert r"$+$1.50" in report.latex(plan, quantized)
 
 
+def test_a_report_names_the_data_and_what_its_figures_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A data.yaml, in the working directory too, is named by its folder."""
+    folder = tmp_path / "cells"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    said = {"epochs": 1, "seeds": 1, "lr": 1}
+    plan = read([("model", "a.yaml"), ("data", "data.yaml"), *said.items()], ())
+    assert report.title(plan).startswith("a.yaml on cells: 1 epoch, 640 px, ")
+    assert report.title(plan).endswith(", 1 seed")
+    assert "are the mean of all epochs (EMA weights)" in report.markdown(plan, [row("stock")], [])
+    longer = read([("model", "a.yaml"), ("data", "data.yaml"), *{**said, "epochs": 9, "seeds": 2}.items()], ())
+    assert report.title(longer).endswith(", 2 seeds")
+    assert "are the mean of the last 3 epochs (EMA weights)" in report.markdown(longer, [row("stock")], [])
+    assert report.screen(plan, [row("stock")]).caption == report.UNITS
+
+
 def test_the_loss_in_8_bits_is_read_from_the_report_of_quantize(tmp_path: Path) -> None:
     plan: Plan = read([("model", "a.yaml"), ("data", "b/data.yaml")], ())
     made = QuantizationReport("mAP50-95", 0.5, [Candidate("float32", {"mAP50-95": 0.5}, 4)])

@@ -127,6 +127,20 @@ def test_yolorep_takes_the_options_from_the_args_yaml(finetuned: dict[str, Any])
     assert command.recorded_options(["train", "cfg=none.yaml", "data=data.yaml"]) == {}
 
 
+def test_a_run_that_would_replace_the_one_of_its_args_yaml_says_so(
+    finetuned: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "args.yaml"
+    file.write_text(f"save_dir: {finetuned['folder']}\n")
+    command._tell_replaced_run([f"cfg={file}"])
+    told = capsys.readouterr().err
+    assert f"{file} has save_dir: {finetuned['folder']}, so that this run replaces the one there; save_dir=" in told
+    command._tell_replaced_run([f"cfg={file}", "save_dir=other"])
+    command._tell_replaced_run(["cfg=none.yaml"])
+    command._tell_replaced_run(["model=a.yaml"])
+    assert not capsys.readouterr().err
+
+
 def test_a_resumed_run_keeps_its_record(tiny_dataset: Path, tmp_path: Path) -> None:
     save_stock(tmp_path / "stock.pt")
     model, folder = ultralytics.YOLO(tmp_path / "stock.pt"), tmp_path / "train"

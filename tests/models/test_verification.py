@@ -326,7 +326,7 @@ def test_rounding_excuses_a_channel_in_which_large_terms_cancel_and_no_fault_bes
     assert report.ok
     assert "ok: rounding: over the tolerance only by" in " ".join(str(report).split())
     assert max(row.judged for row in report.rows) <= 1e-5
-    assert report.largest_error.endswith("with the rounding of the weights allowed for)")
+    assert report.largest_error.endswith(" beyond the rounding of the weights")
     for channel, fault in ((0, 2e-3), (1, 1e-4)):
         wrong = copy.deepcopy(after)
         with torch.no_grad():

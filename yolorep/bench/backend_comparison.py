@@ -79,12 +79,13 @@ def compare_backends(
     torch.set_num_threads(settings.threads or threads)
     try:
         runs = [(batch, size) for size in settings.sizes for batch in settings.batches]
-        return [
+        found = [
             _Comparison(subjects, settings, device, read, batch, size, repo, compares_boxes, watch).run(
                 backends, every_form
             )
             for batch, size in runs
         ]
+        return [replace(one, own_images=images is not None) for one in found]
     finally:
         torch.set_num_threads(threads)
 
@@ -140,7 +141,12 @@ class _Comparison:
                 timing = interleave(self.calls, rounds, self.device, after_round=self.watch(name))
                 # Apart: a sample repeats all calls as often as the fastest of them needs.
                 steps = interleave(stages, rounds, self.device) if stages else None
-        shape = {"batch": self.batch, "size": self.size, "images": self.checked, "calibration": len(self.calibration)}
+        shape: dict[str, Any] = {
+            "batch": self.batch,
+            "size": self.size,
+            "images": self.checked,
+            "calibration": len(self.calibration),
+        }
         return Comparison(self.subjects.name, rows=rows, timing=timing, steps=steps, device=str(self.device), **shape)
 
     def _row(self, form: str, backend: Backend, folder: Path) -> tuple[Row, Running | None]:

@@ -12,7 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from yolorep.bench.agreement import CLOSE, DIFFERENT, SAME
+from yolorep.bench.agreement import CLOSE, CONFIDENCE, DIFFERENT, SAME
 from yolorep.bench.backend_rows import Comparison, Row
 from yolorep.bench.measure import Settings
 from yolorep.bench.record import as_json, describe, processor, replace_together
@@ -39,7 +39,10 @@ ULTRALYTICS = {
         "yolorep export model={w} imgsz={s} format=openvino",
         "yolorep predict model={stem}_openvino_model source=IMAGES    # bfloat16 is OpenVINO's default here",
     ],
-    "openvino-int8": ["yolorep quantize {w} OUT --data DATA.yaml --to openvino"],
+    "openvino-int8": [
+        "yolorep quantize {w} {stem}-int8_openvino_model --imgsz {s} --data DATA.yaml",
+        "yolorep predict model={stem}-int8_openvino_model source=IMAGES",
+    ],
     "ncnn": ["yolorep export model={w} imgsz={s} format=ncnn", "yolorep predict model={stem}_ncnn_model source=IMAGES"],
     "tensorrt": [
         "yolorep export model={w} imgsz={s} format=engine half=True device=0",
@@ -57,6 +60,7 @@ YOLOV5 = ULTRALYTICS | {
     "onnxruntime": [EXPORT + "onnx", DETECT + "{stem}.onnx"],
     "openvino": [EXPORT + "openvino", DETECT + "{stem}_openvino_model"],
     "openvino-bf16": [EXPORT + "openvino", DETECT + "{stem}_openvino_model    # bfloat16 is OpenVINO's default here"],
+    "openvino-int8": [ULTRALYTICS["openvino-int8"][0], DETECT + "{stem}-int8_openvino_model"],
     "ncnn": ["in pnnx: torch.jit.trace the model, then pnnx model.pt inputshape=[1,3,{s},{s}]"],
     "tensorrt": [EXPORT + "engine --half --device 0", DETECT + "{stem}.engine"],
 }
@@ -70,7 +74,7 @@ def table(found: Comparison, settings: Settings) -> Table:
     for column in ("ms", "FPS", "speed-up"):
         view.add_column(column, justify="right", no_wrap=True)
     view.add_column(found.compared, overflow="fold")
-    for column in ("memory", "file"):
+    for column in ("memory\nMiB", "file\nMiB"):
         view.add_column(column, justify="right", no_wrap=True)
     for row in sorted(found.timed, key=found.seconds):
         view.add_row(*map(escape, _cells(found, row)))
@@ -115,8 +119,9 @@ def notes(found: Comparison, weights: str | None, host: str) -> Iterator[str]:
             yield f"{row.name} {differs}: do not deploy it unchecked"
     if any(row.backend == "openvino-int8" for row in found.timed) and found.calibration < 32:
         yield f"openvino-int8 was calibrated on {found.calibration} images only; --images FOLDER gives it more"
-    if found.steps and not any(row.agreement and row.agreement.boxes for row in found.timed):
-        yield "no boxes were found on the images, so outputs were compared; --images FOLDER compares boxes on yours"
+    if found.steps and found.compared != "boxes":
+        hint = "" if found.own_images else "; --images FOLDER takes yours"
+        yield f"no box has a confidence of {CONFIDENCE} on the {found.images} images, so outputs were compared{hint}"
     exact, close = found.fastest(SAME), found.fastest(SAME, CLOSE)
     choices = {f"fastest with the same {found.compared}": exact}
     if close is not exact:

@@ -35,7 +35,8 @@ class Row:
 class Comparison:
     """All rows of one model at one batch and size.
 
-    timing: of the rows without error. steps: of pre-processing and NMS; None for a model without boxes.
+    timing: of the rows without error. images: how many were checked. own_images: whether they are the user's. steps: of
+    pre-processing and NMS; None for a model without boxes.
     """
 
     what: str
@@ -47,6 +48,7 @@ class Comparison:
     calibration: int
     device: str = "cpu"
     steps: Timing | None = None
+    own_images: bool = False
 
     @property
     def reference(self) -> str:
@@ -56,7 +58,8 @@ class Comparison:
     @property
     def compared(self) -> str:
         """Return what the backends were compared by: boxes, or the outputs where there are none to compare."""
-        return "boxes" if self.steps else "outputs"
+        found = any(row.agreement and row.agreement.boxes for row in self.timed)
+        return "boxes" if self.steps and found else "outputs"
 
     @property
     def timed(self) -> list[Row]:

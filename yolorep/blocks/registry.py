@@ -36,14 +36,16 @@ class Block:
     name: str = ""
     trained_start: str = "silent"
 
-    def branches(self, site: Site) -> dict[str, nn.Module]:
+    def branches(self, site: Site, *, of_host: bool = False) -> dict[str, nn.Module]:
         """Return the layers for a site: `branch_*` are added to the dense path, `dense_*` follow the convolution on it.
+
+        of_host: the site is a layer of a host's model, whose kernel must keep its size.
 
         Raises:
             BlockError: they do not fit the site.
             DeclarationError: the declaration of a user's block is wrong.
         """
-        return checked_layers(self.declare, site, self.name, self.law)
+        return checked_layers(self.declare, site, self.name, self.law, of_host=of_host)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -107,6 +109,8 @@ def register_block(
         []
         >>> _ = BLOCKS.pop("twice")
     """
+    if inspect.isfunction(name):  # the decorator without its parentheses
+        raise BlockError(f"@register_block is given no name; accepted: @register_block({name.__name__!r})")
     if law != MASK:
         law_of(law)
 

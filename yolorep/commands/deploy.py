@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from rich.console import Console
+from torch import nn
 
+from yolorep import model_yaml
 from yolorep.commands.proven_write import Storage, check_values, megaparameters, prove, size_on_disk
 from yolorep.deployment import deployed
 from yolorep.errors import CheckpointError
+from yolorep.host import host_of, unwrapped
 from yolorep.hosts import checkpoints
 
 
@@ -52,6 +55,22 @@ def deploy_file(
     checkpoints.save(checkpoint, proof.model, out, overwrite=overwrite)
     sizes = f"{megaparameters(checkpoint.model)} → {megaparameters(model)}"
     console.print(f"{len(folding.folded)} blocks folded; {sizes}; wrote {out} ({size_on_disk(out)})")
+    rows = _rows_of_yolorep(model)
+    if rows:
+        console.print(
+            f"note: no stock row describes the layers of {', '.join(rows)} in its YAML: it predicts and exports "
+            "without yolorep, but the host alone cannot train it further; yolorep train (yolorep yolov5 train.py) can",
+            markup=False,
+        )
     kept = sorted({type(m).__name__ for m in model.modules() if type(m).__module__.startswith("yolorep")})
     if kept:
         console.print(f"note: {', '.join(kept)} stay in the model, so yolorep is needed where it is loaded")
+
+
+def _rows_of_yolorep(model: nn.Module) -> list[str]:
+    """Return the names of the rows of a deployed model's YAML that a host builds only with yolorep."""
+    core = unwrapped(model)
+    yaml = getattr(core, "yaml", None)
+    if not isinstance(yaml, dict):
+        return []
+    return sorted({name for name, _ in model_yaml.plan(yaml, host_of(core), checked=False).rows.values()})

@@ -100,7 +100,7 @@ def import_weights(
     out: Out,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write a classifier's checkpoint with the RepVGG weights of its authors or of timm."""
+    """Write a classifier's checkpoint of RepVGG weights: those of its authors or of timm."""
     from yolorep.commands.import_weights import import_file
 
     import_file(source, yaml, out, overwrite=overwrite, console=rich_console())
@@ -121,8 +121,8 @@ def split(
 
 
 def verify(
-    before: Annotated[Path, typer.Argument(metavar="A")],
-    after: Annotated[Path, typer.Argument(metavar="B")],
+    before: Annotated[Path, typer.Argument(metavar="A", help="A checkpoint (.pt), such as the trained one.")],
+    after: Annotated[Path, typer.Argument(metavar="B", help="One to judge, such as the deployed one.")],
     images: Annotated[Path | None, typer.Option(help="Image or folder: compare what is found on it.")] = None,
     data: Annotated[
         Path | None, typer.Option(help="data.yaml, or a classifier's folder: compare the host's figures.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable
 from enum import Enum
 from typing import Annotated, Any, get_type_hints
@@ -60,6 +61,15 @@ class Command(TyperCommand):
             declared = getattr(hints.get(str(param.name)), "__metadata__", ())
             if declared and not getattr(param, "help", None):
                 param.help = getattr(declared[0], "help", None)  # type: ignore[attr-defined]
+
+    def get_short_help_str(self, limit: int = 45) -> str:
+        """Return the first sentence, or its clauses that fit, where click would cut it in the middle of one."""
+        first, more, _ = super().get_short_help_str(1000).partition(". ")
+        if len(first) < limit:
+            return f"{first}{more.strip()}"
+        ends = [[match.start() for match in re.finditer(mark, first)] for mark in (r"[;:]| \(", ",")]
+        fitting = [first[: max(end for end in kind if end <= limit)] for kind in ends if any(e <= limit for e in kind)]
+        return next(iter(fitting), super().get_short_help_str(limit))
 
     def format_arguments(self, ctx: Any, formatter: Any) -> None:
         """Write nothing: click 8.5 lists the arguments here, and typer lists them with the options."""

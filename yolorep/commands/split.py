@@ -16,6 +16,7 @@ from yolorep.errors import UsageError
 from yolorep.paths import exists, is_dir, is_file
 
 LAYOUT = "accepted: a folder that holds a folder of images for each class"
+SHOWN = 5  # names of files that are left out
 
 
 class Counts(NamedTuple):
@@ -69,6 +70,11 @@ def class_images(source: Path) -> dict[str, list[Path]]:
     if len(classes) < 2:
         raise UsageError(f"{source} has one class, {classes[0]!r}; accepted: two or more")
     images = {name: _images(source / name) for name in classes}
+    others = [path for path in _files(source, classes) if not _is_image(path.name) or path.parent == source]
+    if others:
+        names = ", ".join(str(path.relative_to(source)) for path in others[:SHOWN])
+        more = f" and {len(others) - SHOWN} more" if len(others) > SHOWN else ""
+        say(f"{source}: left out {names}{more}: not an image in a folder of a class")
     for name, files in images.items():
         if len(files) < 2:
             has = "one image" if files else f"no image ({', '.join(IMG_EXTENSIONS)})"
@@ -92,13 +98,24 @@ def _images(folder: Path) -> list[Path]:
             name for name in folders if not _is_hidden(name) and os.path.realpath(Path(root, name)) not in seen
         )
         for name in sorted(files):
-            if _is_hidden(name) or not name.lower().endswith(IMG_EXTENSIONS):
+            if _is_hidden(name) or not _is_image(name):
                 continue
             file = Path(root, name)
             if not is_file(file):
                 raise UsageError(f"{file} is a link to a file that does not exist; remove the link")
             found.setdefault(os.path.realpath(file), file)
     return sorted(found.values())
+
+
+def _files(source: Path, classes: list[str]) -> list[Path]:
+    """Return the files beside and in the folders of the classes, at any depth; links to folders are not followed."""
+    beside = [path for path in source.iterdir() if is_file(path)]
+    inside = [Path(root, name) for kind in classes for root, _, names in os.walk(source / kind) for name in names]
+    return sorted(path for path in (*beside, *inside) if not any(map(_is_hidden, path.relative_to(source).parts)))
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(IMG_EXTENSIONS)
 
 
 def _is_hidden(name: str) -> bool:

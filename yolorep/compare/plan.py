@@ -199,6 +199,16 @@ def _with_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
     return {**fair, **quiet, **given, "imgsz": pixels}
 
 
+def counted(number: int, thing: str) -> str:
+    """Return a number with its noun.
+
+    Example:
+        >>> counted(1, "epoch"), counted(2, "epoch")
+        ('1 epoch', '2 epochs')
+    """
+    return f"{number} {thing}{'s' * (number != 1)}"
+
+
 def _count(value: Any, name: str, least: int = 1) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise UsageError(f"{name}={value} is not accepted; accepted: a whole number from {least}")

@@ -13,8 +13,8 @@ from rich.table import Table
 
 from yolorep.bench.record import Content, as_json, describe, replace_together
 from yolorep.compare.findings import Row, points
-from yolorep.compare.plan import STOCK, Plan
-from yolorep.compare.runs import epochs_of
+from yolorep.compare.plan import STOCK, Plan, counted
+from yolorep.compare.runs import LAST, epochs_of
 from yolorep.compare.stages import Trained
 
 INTERVALS = ("points at equal epochs", "points at equal time")
@@ -28,7 +28,9 @@ def columns(found: Sequence[Row]) -> tuple[str, ...]:
 
 def cells(row: Row, int8: bool) -> list[str]:
     """Return the texts of a row; costs are in units of stock."""
-    equal_time = "" if row.equal_time is None else f"{points(row.equal_time)} ({row.epochs_for_time} epochs)"
+    equal_time = (
+        "" if row.equal_time is None else f"{points(row.equal_time)} ({counted(row.epochs_for_time or 0, 'epoch')})"
+    )
     last = [f"{mean(row.int8):+.2f}" if row.int8 else ""] if int8 else []
     return [
         row.arm,
@@ -48,7 +50,8 @@ def cells(row: Row, int8: bool) -> list[str]:
 
 def screen(plan: Plan, found: Sequence[Row]) -> Table:
     """Return the table for a terminal, one column for each model, so that it fits 80 characters."""
-    view = Table(title=title(plan), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    view = Table(title=title(plan), caption=UNITS, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    view.title_justify = view.caption_justify = "left"
     names = columns(found)
     texts = [cells(row, len(names) > len(COLUMNS)) for row in found]
     view.add_column("")
@@ -64,7 +67,7 @@ def markdown(plan: Plan, found: Sequence[Row], told: Sequence[str]) -> str:
     names = columns(found)
     lines = [f"| {' | '.join(names)} |", f"|{'---|' * len(names)}"]
     lines += [f"| {' | '.join(cells(row, len(names) > len(COLUMNS)))} |" for row in found]
-    return "\n".join([f"# {title(plan)}", "", *lines, "", NOTES, "", *(f"- {line}" for line in told), ""])
+    return "\n".join([f"# {title(plan)}", "", *lines, "", notes(plan), "", *(f"- {line}" for line in told), ""])
 
 
 def latex(plan: Plan, found: Sequence[Row]) -> str:
@@ -73,22 +76,28 @@ def latex(plan: Plan, found: Sequence[Row]) -> str:
     body = [" & ".join(_escaped(text) for text in cells(row, len(names) > len(COLUMNS))) + r" \\" for row in found]
     head = " & ".join(_escaped(name) for name in names) + r" \\"
     rule = r"\begin{tabular}{l" + "r" * (len(names) - 1) + "}"
-    note = f"% {title(plan)}. {' '.join(NOTES.split())}"
+    note = f"% {title(plan)}. {' '.join(notes(plan).split())}"
     return "\n".join([note, rule, r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}", ""])
 
 
-NOTES = """mAP50-95 is the mean of the last 3 epochs (EMA weights) over the seeds. Points: mean paired difference from
-stock, in points of mAP50-95, with its 95 % interval over seeds and validation images. At equal time, stock is trained
-for the epochs in parentheses. INT8 loss is in points of mAP50-95. epoch, step, kept (activations for the backward
-pass) and latency (deployed model) are in units of stock."""
+UNITS = "epoch, step, kept (activations for the backward pass) and latency (deployed model) are in units of stock."
+NOTES = """Points: mean paired difference from stock, in points of mAP50-95, with its 95 % interval over seeds and
+validation images. At equal time, stock is trained for the epochs in parentheses. INT8 loss is in points of mAP50-95."""
+
+
+def notes(plan: Plan) -> str:
+    """Return what the columns mean."""
+    last = f"mean of the last {LAST} epochs" if plan.epochs >= LAST else "mean of all epochs"
+    return f"mAP50 and mAP50-95 are the {last} (EMA weights) over the seeds.\n{NOTES}\n{UNITS}"
 
 
 def title(plan: Plan) -> str:
     """Return the conditions in one line."""
-    data, model = Path(plan.data), Path(plan.model).name
+    data, model = Path(plan.data).absolute(), Path(plan.model).name
     where = data.parent.name if data.name == "data.yaml" else data.name
-    size = f"{plan.epochs} epochs, {plan.imgsz} px, batch {plan.train['batch']}, {plan.train['optimizer']}"
-    return f"{model} on {where}: {size}, {plan.seeds} seed{'s' * (plan.seeds > 1)}"
+    trained = f"{counted(plan.epochs, 'epoch')}, {plan.imgsz} px"
+    how = f"batch {plan.train['batch']}, {plan.train['optimizer']}"
+    return f"{model} on {where or data.name}: {trained}, {how}, {counted(plan.seeds, 'seed')}"
 
 
 def write(plan: Plan, found: Sequence[Row], told: Sequence[str], trained: Trained, folder: Path) -> list[Path]:
@@ -123,7 +132,7 @@ def plot(plan: Plan, found: Sequence[Row], trained: Trained, file: Path) -> None
     for (arm, seed, epochs), run in trained.runs.items():
         values = [100 * epoch["mAP50-95"] for epoch in epochs_of(trained.folder / run.name)]
         style: dict[str, Any] = {"linestyle": "-" if epochs == plan.epochs else ":", "alpha": 0.6, "linewidth": 1.2}
-        label = arm if epochs == plan.epochs else f"{arm}, {epochs} epochs"
+        label = arm if epochs == plan.epochs else f"{arm}, {counted(epochs, 'epoch')}"
         style |= {"color": colours[arm], "label": label if seed == 0 else None}
         curves.plot(range(1, len(values) + 1), values, **style)
     curves.set(xlabel="epoch", ylabel="mAP50-95 (%)", title="all runs")

@@ -9,7 +9,7 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
-from yolorep.compare.plan import EQUAL_TIME, STOCK, SWEEP, SWEEP_SEED, Arm, Plan, Run
+from yolorep.compare.plan import EQUAL_TIME, STOCK, SWEEP, SWEEP_SEED, Arm, Plan, Run, counted
 from yolorep.compare.processes import Slots, carry_out, missing
 
 Say = Callable[[str], object]
@@ -101,7 +101,7 @@ class Experiment:
     def _tell(self, run: Run, result: dict[str, Any]) -> None:
         self._done += 1
         seed = "" if run.seed == SWEEP_SEED else f", seed {run.seed}"
-        what = f"{run.stage}: {run.arm.name}{seed}, lr x{run.factor:g}, {run.epochs} epochs"
+        what = f"{run.stage}: {run.arm.name}{seed}, lr x{run.factor:g}, {counted(run.epochs, 'epoch')}"
         left = (perf_counter() - self._began) / self._done * (self._missing - self._done) / 60
         still = f"; about {left:.0f} min left of this stage" if self._missing > self._done else ""
         self.say(f"{what}: mAP50-95 {result['mAP50-95']:.4f} ({result['seconds_per_epoch']:.1f} s an epoch{still})")

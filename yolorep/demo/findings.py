@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from yolorep.bench.measure import Result
+from yolorep.bench.subjects import DEPLOYED
 from yolorep.demo.plan import Plan
 from yolorep.demo.training import Trained
 from yolorep.hosts.evaluate import same_figure
@@ -47,9 +48,13 @@ class Findings:
 
     @property
     def fps(self) -> dict[str, float]:
-        """Return images per second by form."""
+        """Return images per second by form, from the ratios to the deployed one within each round.
+
+        On a busy machine the medians of two equal networks, taken apart, may differ by half.
+        """
         timing = self.speed.timing
-        return {form: self.speed.batch / timing.time(form).median for form in timing.seconds}
+        deployed = self.speed.batch / timing.time(DEPLOYED).median
+        return {form: deployed * timing.ratio(DEPLOYED, form).median for form in timing.seconds}
 
     @property
     def what_rep_did(self) -> str:

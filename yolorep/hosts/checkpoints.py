@@ -19,6 +19,7 @@ from yolorep.errors import CheckpointError
 from yolorep.host import HOSTS, YOLOV5
 from yolorep.hosts import restricted_pickle
 from yolorep.hosts.damaged_files import check_whole
+from yolorep.hosts.needs import WHERE_CLASSES_ARE
 from yolorep.hosts.offline import go_offline
 from yolorep.hosts.suspended_fuse import unfused
 from yolorep.hosts.yolov5.compat import tree_modules
@@ -75,7 +76,7 @@ def load(path: Path, repo: Path | None = None) -> Checkpoint:
     try:
         content = restricted_pickle.load(path)
     except (ImportError, AttributeError) as error:
-        raise CheckpointError(f"{path} needs a class that is not here: {error}") from None
+        raise CheckpointError(f"{path} needs a class that is not here: {error}; {WHERE_CLASSES_ARE}") from None
     content = content if isinstance(content, dict) else {"model": content}
     model = content.get("ema") or content.get("model")
     if not isinstance(model, nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from traceback import walk_tb
 
 from yolorep.errors import first_line
 from yolorep.hosts.network_setting import is_offline
@@ -11,6 +12,8 @@ from yolorep.hosts.network_setting import is_offline
 # Modules whose package has another name, and those that an extra of yolorep's installs.
 PACKAGES = {"cv2": "opencv-python", "git": "gitpython", "IPython": "ipython", "pkg_resources": "'setuptools<81'"}
 EXTRAS = {"onnx": "export", "onnxruntime": "export", "onnxslim": "export", "onnxscript": "export", "yolov5": "yolov5"}
+
+WHERE_CLASSES_ARE = "accepted: --plugin FILE.py with the block of your own, or its package installed"
 
 
 def missing_file(error: FileNotFoundError) -> str:
@@ -22,8 +25,16 @@ def missing_file(error: FileNotFoundError) -> str:
 
 
 def needed(error: ModuleNotFoundError, requirements: Path | None = None) -> str:
-    """Return the sentence's end for a missing module: its name and how to install it."""
+    """Return the sentence's end for a missing module: its name and how to install it.
+
+    A module that only a checkpoint names, such as a plugin, is not looked for on an index: a package there of the same
+    name is a stranger's.
+    """
     name = (error.name or str(error).removeprefix("No module named ").strip("'")).partition(".")[0]
+    if name not in PACKAGES | EXTRAS and any(
+        frame.f_code.co_name == "find_class" for frame, _ in walk_tb(error.__traceback__)
+    ):
+        return f"the module {name}, of which the checkpoint has a class; {WHERE_CLASSES_ARE}"
     return f"{name}, which is not installed: {install_line(name, requirements)}"
 
 

@@ -102,7 +102,8 @@ def load(path: Path) -> Any:
     except _RefusedName as error:
         raise CheckpointError(
             f"{path} names {error}, which is not a layer of ultralytics, YOLOv5, torch or yolorep, and could run any "
-            "code when it is read; if you trust where the file is from, give --trust"
+            "code when it is read; if it is of a block of your own, give --plugin FILE.py; if you trust where the file "
+            "is from, give --trust"
         ) from None
 
 

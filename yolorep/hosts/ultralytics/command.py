@@ -12,6 +12,7 @@ from traceback import walk_tb
 from typing import Any
 
 from yolorep import plugins
+from yolorep.console import say
 from yolorep.errors import HostError, UsageError, YolorepError, first_line
 from yolorep.host import ULTRALYTICS
 from yolorep.hosts import data_downloads, train_options
@@ -26,7 +27,7 @@ from yolorep.hosts.run_folders import cleared_when_refused, noted
 from yolorep.hosts.shared_hooks import DATA_KEYS, read_yaml
 from yolorep.hosts.ultralytics import run_record, tuning
 from yolorep.hosts.ultralytics.cpu_threads import use_all_cores
-from yolorep.paths import is_file
+from yolorep.paths import is_dir, is_file
 
 TUNE = "tune"
 TRAINS = ("train", TUNE)
@@ -60,6 +61,8 @@ def run(mode: str, arguments: Sequence[str]) -> None:
     arguments = plugins.from_pairs(arguments)
     check_files(mode, arguments)
     rest, options = train_options.from_pairs(arguments)
+    if mode == "train":
+        _tell_replaced_run(rest)
     if mode == "train" and "rep" not in options:
         options = {**recorded_options(rest), **options}
     if options and mode != "train":
@@ -74,6 +77,17 @@ def recorded_options(arguments: Sequence[str]) -> dict[str, Any]:
     """Return yolorep's options in the `args.yaml` of an earlier run that `cfg=` names, so that it can be repeated."""
     files = [argument.partition("=")[2] for argument in arguments if argument.startswith("cfg=")]
     return run_record.read(Path(files[-1])) if files else {}
+
+
+def _tell_replaced_run(arguments: Sequence[str]) -> None:
+    """Say that a run replaces the one whose `args.yaml` is given, because the file names its folder."""
+    pairs = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+    file = Path(pairs.get("cfg", ""))
+    if "save_dir" in pairs or not is_file(file):
+        return
+    folder = read_yaml(file, "a file of arguments").get("save_dir")
+    if isinstance(folder, str) and is_dir(Path(folder) / "weights"):
+        say(f"{file} has save_dir: {folder}, so that this run replaces the one there; save_dir=FOLDER gives another")
 
 
 def print_help() -> None:

@@ -40,12 +40,13 @@ def _safe_download(original: Any, url: Any, file: Any = None, dir: Any = None, *
     local = "://" not in str(url) and Path(str(url)).is_file()
     present = file is not None and (Path(dir or ".") / file).is_file()
     if not local and not present:
+        name = Path(file).name if file else str(url).rpartition("/")[2]
         if is_offline():
-            raise ConnectionError(f"{url} is not on disk, and is not downloaded offline (YOLO_OFFLINE is set)")
+            raise ConnectionError(f"{name} is not on disk, and is not downloaded offline (YOLO_OFFLINE is set)")
         try:
             check_reachable(str(url))
         except ConnectionError as error:
-            raise ConnectionError(f"{url} is not on disk, and is not downloaded: {error}") from None
+            raise ConnectionError(f"{name} is not on disk, and is not downloaded: {error}") from None
     return original(url, file, dir, *args, **kwargs)
 
 
