@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import run_python
-from tests.hosts.yolov5_helpers import TREES, needs_package, needs_trees, plain
+from tests.hosts.yolov5_helpers import RECENT, needs_package, needs_trees, plain
 from yolorep.errors import HostError
 from yolorep.hosts.shipped import shipped
 from yolorep.hosts.yolov5 import patch
@@ -123,7 +123,7 @@ def test_patching_makes_the_package_know_rep_models_by_itself(tmp_path: Path) ->
 
 
 @needs_trees
-@pytest.mark.parametrize("tree", TREES)
+@pytest.mark.parametrize("tree", RECENT)
 def test_patching_makes_a_tree_train_rep_models_by_itself(tree: Path, tiny_dataset: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(tree, tmp_path / "tree", ignore=shutil.ignore_patterns(".git", "__pycache__"))
     patch.run(copy)
