@@ -59,15 +59,6 @@ def test_segmenter_is_fine_tuned_with_rounding_and_stands_in_the_same_report(
     assert rows["float32, fine-tuned"]["figures"] != rows["float32"]["figures"], "nothing was trained"
     better = max(("minmax", "minmax, fine-tuned"), key=lambda label: rows[label]["figures"]["mask mAP50-95"])
     assert record["chosen"] == better
-    options = ("--scheme", "nncf", "--max-drop", 100, "--finetune", 1)
-    yolorep("quantize", segmenter, "seg8_openvino_model", "--data", data, "--imgsz", 64, *options, cwd=tmp_path)
-    report = json.loads((tmp_path / "seg8_openvino_model.json").read_text())
-    assert [row["label"] for row in report["candidates"]] == [
-        "float32",
-        "nncf",
-        "float32, fine-tuned",
-        "nncf, fine-tuned",
-    ]
     yolorep("predict", "model=seg8.onnx", f"source={scenes.parent / 'images' / 'val'}", "imgsz=64", cwd=tmp_path)
 
 
