@@ -73,7 +73,7 @@ def summary(found: Findings, file: Path) -> None:
     left.set_xlim(0.5, max(len(epochs) for epochs, _ in lines.values()) + 0.5)
     left.xaxis.get_major_locator().set_params(integer=True)
     left.grid(alpha=0.3)
-    left.legend(frameon=False, loc="lower right", fontsize=8)
+    left.legend(frameon=False, loc="upper left", fontsize=8)
     fps = found.fps
     bars = right.bar(list(fps), list(fps.values()), 0.6, color=[COLOURS[form] for form in fps])
     right.bar_label(bars, fmt="%.0f", padding=2)
