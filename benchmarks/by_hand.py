@@ -24,6 +24,7 @@ from benchmarks.runner import Recorder
 from yolorep.bench.backends.job import Job, Predictions
 from yolorep.bench.backends.table import BACKENDS
 from yolorep.bench.record import torch_flags
+from yolorep.bench.subjects import as_loaded
 from yolorep.bench.timing import interleave
 from yolorep.deployment import deploy
 from yolorep.errors import UsageError
@@ -86,7 +87,7 @@ def calls_of(names: list[str], network: str, images: Tensor, root: Path) -> dict
 
     stock = build(network)
     with_branches = expand(stock, "repvgg")
-    fused = deploy(with_branches.eval()).fuse(verbose=False)
+    fused = as_loaded(deploy(with_branches.eval()).fuse(verbose=False))
     (root / OURS).mkdir()
     checkpoint: Any = YOLO(network)
     checkpoint.model = stock

@@ -59,7 +59,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, recorder: Recorder) -> None:
-    """Train what is missing, and write the record whenever a run has ended.
+    """Train the missing runs, and write the record after each of them.
 
     Raises:
         UsageError: the tree is none, or its train.py has another form.
@@ -135,7 +135,7 @@ def one_run(
 
 
 def told(folder: Path) -> dict[str, Any]:
-    """Return what is recorded of a run that has ended: its scores, curves and the mean gains of its branches."""
+    """Return the scores, the curves and the mean gains of the branches of a finished run."""
     curves = curves_of(epochs_of(folder))
     stand_in()
     make_runnable()

@@ -143,6 +143,14 @@ def test_forms_of_a_classifier_are_the_paper_s_network_with_and_without_branches
     assert relative_error(forms[UNFUSED](x)[1], forms[DEPLOYED](x)[1]) < SIXTY_LAYERS
 
 
+def test_activations_work_in_place_as_in_a_checkpoint_that_the_host_loads() -> None:
+    """A model that the host builds from a YAML has others, so that it would be timed slower than `detect.py` is."""
+    forms = of_name("yolov5n-rep.yaml").forms
+    for name, form in forms.items():
+        assert {act.inplace for act in form.modules() if isinstance(act, nn.SiLU)} == {True}, name
+    assert not type(forms[DEPLOYED].model[0]).default_act.inplace  # type: ignore[index, union-attr]  # the host's own
+
+
 @pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1"])
 def test_forms_of_a_torchvision_classifier_are_what_they_are_called(name: str) -> None:
     forms, x = of_name(f"torchvision:{name}").forms, torch.rand(1, 3, 64, 64)

@@ -20,7 +20,7 @@ class Plain(nn.Module):
 
 
 class Doubled(nn.Conv2d):
-    """A convolution with a forward of its own."""
+    """A convolution whose class overrides `forward`."""
 
     def forward(self, x: Tensor) -> Tensor:
         return 2 * super().forward(x)
@@ -54,7 +54,7 @@ def _norm_of_other_channels(site: Site) -> nn.Module:
     return site.sequence(conv=site.convolution(1, site.border), bn=nn.BatchNorm2d(3))
 
 
-# the branches, the law, and what is said of them
+# the branches, the law, and the message about them
 WRONG: dict[str, tuple[Callable[[Site], Any], str, str]] = {
     "prefix": (lambda site: {"vertical": site.conv_bn(1, site.border)}, "each", "'vertical' is no name of a branch"),
     "dense": (lambda site: {"dense_gain": site.scale(1)}, "each", "'dense_gain' is no name .* law 'each': branch_"),
@@ -110,7 +110,7 @@ def test_a_wrong_declaration_names_block_and_branch(wrong: str) -> None:
 
 
 def test_expand_does_not_pass_over_a_wrong_declaration(stock: nn.Module) -> None:
-    """It passes over layers beside which a block does not fit by its own word."""
+    """Layers that a declaration refuses are left without branches."""
     register_block("mine")(lambda site: {"branch_a": _no_stride(site)})
     with pytest.raises(DeclarationError, match="block 'mine': branch_a gives"):
         expand(stock, "mine")

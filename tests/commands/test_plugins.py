@@ -20,7 +20,7 @@ from yolorep.blocks import BLOCKS
 from yolorep.errors import UsageError
 from yolorep.stock_layers import rep_blocks
 
-STRIP = '''"""A block with a layer of its own."""
+STRIP = '''"""A block with a layer that the plugin defines."""
 import torch
 from torch import nn
 from yolorep.blocks import Scale, Site, register_block

@@ -1,4 +1,4 @@
-"""Which layers gain from a block, which of them a request takes, and what is said of the others."""
+"""Which layers gain from a block, which of them a request takes, and the messages about the others."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ conv = pytest.importorskip("ultralytics.nn.modules.conv")
 block = pytest.importorskip("ultralytics.nn.modules.block")
 
 NONE = Layout({}, ())
-# name: (arguments of Conv, what is said of it with repvgg)
+# name: (arguments of Conv, the message about it with repvgg)
 LAYERS: dict[str, tuple[tuple, str]] = {
     "3x3": ((8, 8, 3), "stock: nothing asks for branches here"),
     "3x3 to more channels": ((8, 16, 3, 2), "stock: nothing asks for branches here"),

@@ -58,11 +58,11 @@ def of_name(what: str, *, channels: int = 64, repo: Path | None = None) -> Subje
         return of_torchvision(what.removeprefix(TORCHVISION))
     suffix = Path(what).suffix
     if suffix in (".yaml", ".yml"):
-        return of_model(Path(what).stem, _settled(build(what)))
+        return of_model(Path(what).stem, as_loaded(_settled(build(what))))
     if suffix == ".pt":
         from yolorep.hosts.checkpoints import load
 
-        return of_model(Path(what).stem, load(Path(what), repo).model)
+        return of_model(Path(what).stem, as_loaded(load(Path(what), repo).model))
     blocks = ", ".join(sorted(BLOCKS))
     raise UsageError(
         f"{what!r} is neither a block ({blocks}) nor a model YAML nor a checkpoint (.pt) nor {TORCHVISION}MODEL"
@@ -79,7 +79,7 @@ def of_block(block: str, channels: int) -> Subjects:
 
     The convolution alone is timed too, as the lower bound that folding can reach.
     """
-    act = nn.SiLU(inplace=True)  # as both hosts set it in the models that they build
+    act = nn.SiLU(inplace=True)  # as both hosts set it in the checkpoints that they load
     unfused, stock = (Conv_C3(channels, channels, act=act, block=b).eval() for b in (block, "plain"))
     deployed = deepcopy(unfused)
     deployed._switch_to_deploy()
@@ -97,11 +97,23 @@ def of_model(name: str, model: nn.Module) -> Subjects:
     with quiet():
         forms[DEPLOYED] = deepcopy(model).fuse()  # type: ignore[operator]  # the hook folds the rep blocks first
         if rep_blocks(model) and _has_stock_yaml(model):
-            forms[STOCK] = _stock(model).fuse()  # type: ignore[operator]
+            forms[STOCK] = as_loaded(_stock(model)).fuse()
     first = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
     stride = getattr(model, "stride", None)
     step = int(stride.max()) if isinstance(stride, torch.Tensor) else 32
     return Subjects(name, forms, first.in_channels, _pixels(model), step)
+
+
+def as_loaded(model: nn.Module) -> Any:
+    """Return a copy whose activations work in place, as both hosts set them when they load a checkpoint to run it.
+
+    A model that a host builds from a YAML has activations that allocate their output, and is slower.
+    """
+    model = deepcopy(model)
+    for module in model.modules():
+        if hasattr(module, "inplace"):
+            module.inplace = True  # type: ignore[assignment]
+    return model
 
 
 def of_torchvision(name: str) -> Subjects:
