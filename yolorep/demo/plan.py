@@ -13,9 +13,9 @@ VALIDATION_COST, OVERHEAD = 0.5, 1.1
 # Cost of deploy, timing and proof, and of comparing two checkpoints on an image, in training steps of both models.
 FIXED_STEPS, COMPARISON = 8, 0.2
 FIXED_SECONDS = 14.0  # painting, pictures and start of the trainers
-# Fewer than the smallest plan's 160 steps learn nothing that could be shown; a slow machine gets them all the same.
+# Fewer than the smallest plan's 144 steps learn nothing that could be shown; a slow machine gets them all the same.
 EPOCHS = (8, 16)
-IMAGES = (320, 800)
+IMAGES = (288, 800)
 SHORTEST = (1, 80)  # epochs and images
 
 
