@@ -134,6 +134,18 @@ def _openvino(yolo: Any, images: Tensor, threads: int, *, precision: str = "f32"
     return lambda: model(x)
 
 
+def _openvino_int8(yolo: Any, images: Tensor, threads: int) -> Call:
+    import nncf
+    import openvino
+
+    file = next(Path(yolo.export(format="openvino", imgsz=images.shape[-1])).glob("*.xml"))
+    core, x = openvino.Core(), images.numpy()
+    quantized = nncf.quantize(core.read_model(file), nncf.Dataset([x]), subset_size=1)
+    hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
+    model = core.compile_model(quantized, "CPU", hints)
+    return lambda: model(x)
+
+
 def _ncnn(yolo: Any, images: Tensor, threads: int) -> Call:
     import ncnn
     import numpy as np
@@ -161,5 +173,6 @@ BY_HAND: dict[str, ByHand] = {
     "onnxruntime": _onnxruntime,
     "openvino": _openvino,
     "openvino-bf16": lambda yolo, images, threads: _openvino(yolo, images, threads, precision="bf16"),
+    "openvino-int8": _openvino_int8,
     "ncnn": _ncnn,
 }
