@@ -56,17 +56,19 @@ def run(options: argparse.Namespace, recorder: Recorder) -> None:
         raise UsageError(f"by-hand times the runtimes of a CPU, not of {options.device}")
     torch.set_num_threads(options.threads or torch.get_num_threads())
     missing = {name: why for name in options.backends if (why := BACKENDS[name].missing(device))}
-    for name, why in missing.items():
-        print(f"{name}: {why}")
     names = [name for name in options.backends if name not in missing]
     if "eager" not in names:
         raise UsageError("--backends has no eager, which the others are compared with")
     torch.manual_seed(0)
     images = torch.rand(1, 3, options.imgsz, options.imgsz)
     with TemporaryDirectory(prefix="yolorep-bench-") as root, torch.inference_mode(), quiet():
-        timing = interleave(calls_of(names, options.network, images, Path(root)), options.rounds, device)
+        calls, refused = calls_of(names, options.network, images, Path(root))
+        timing = interleave(calls, options.rounds, device)
+    missing |= refused
+    for name, why in missing.items():
+        print(f"{name}: {why}")
     rows = {}
-    for name in names:
+    for name in [name for name in names if name not in refused]:
         hand, ours = f"{name}, {HAND}", f"{name}, {OURS}"
         rows[name] = {
             "seconds": {form: asdict(timing.time(f"{name}, {form}")) for form in (HAND, OURS)},
@@ -81,8 +83,8 @@ def run(options: argparse.Namespace, recorder: Recorder) -> None:
     recorder.write({**settings, "autocast": None, "missing": missing, "results": rows}, flags=torch_flags())
 
 
-def calls_of(names: list[str], network: str, images: Tensor, root: Path) -> dict[str, Call]:
-    """Return two calls for each backend, by its name: by hand, and yolorep's."""
+def calls_of(names: list[str], network: str, images: Tensor, root: Path) -> tuple[dict[str, Call], dict[str, str]]:
+    """Return two calls for each backend, by hand and yolorep's, and why others do not run on this machine."""
     from ultralytics import YOLO
 
     stock = build(network)
@@ -92,13 +94,18 @@ def calls_of(names: list[str], network: str, images: Tensor, root: Path) -> dict
     checkpoint: Any = YOLO(network)
     checkpoint.model = stock
     checkpoint.save(str(root / "stock.pt"))
-    threads, found = torch.get_num_threads(), dict[str, Call]()
+    threads, found, refused = torch.get_num_threads(), dict[str, Call](), dict[str, str]()
     for name in names:
-        found[f"{name}, {HAND}"] = BY_HAND[name](YOLO(root / "stock.pt"), images, threads)
         model = Predictions(copy.deepcopy(fused).requires_grad_(False), first=True)
         job = Job(model, images, images, images.device, threads, root / OURS)
-        found[f"{name}, {OURS}"] = BACKENDS[name].start(job).call
-    return found
+        try:
+            ours = BACKENDS[name].start(job).call
+        except UsageError as error:  # such as bfloat16 on a processor without
+            refused[name] = str(error)
+            continue
+        found[f"{name}, {HAND}"] = BY_HAND[name](YOLO(root / "stock.pt"), images, threads)
+        found[f"{name}, {OURS}"] = ours
+    return found, refused
 
 
 def _eager(yolo: Any, images: Tensor, _: int, *, dtype: Any = torch.float32, last: bool = False) -> Call:

@@ -135,7 +135,7 @@ def told(point: Point) -> str:
 
 
 def draw(points: list[Point], file: Path) -> None:
-    """Draw the speeds of each series over the work of a call, and the peak above them."""
+    """Draw the speeds of each series as shares of the peak, over what grows."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -146,10 +146,10 @@ def draw(points: list[Point], file: Path) -> None:
         mine = [point for point in points if point.series == series]
         labels = [str(getattr(point, series)).removesuffix(".yaml") for point in mine]
         for name in mine[0].speeds if mine else ():
-            axis.plot(labels, [point.speeds[name] / 1e9 for point in mine], marker="o", label=name)
-        axis.plot(labels, [point.peak / 1e9 for point in mine], color="tab:grey", linestyle="--", label=PEAK)
+            axis.plot(labels, [100 * point.speeds[name] / point.peak for point in mine], marker="o", label=name)
+        axis.axhline(100, color="tab:grey", linestyle="--", label=PEAK)
         axis.set(xlabel={"imgsz": "pixels", "batch": "images", "network": "network"}[series])
         axis.tick_params(axis="x", rotation=20 if series == "network" else 0)
-    axes[0].set(ylabel="GFLOP/s, float32", ylim=(0, None))
+    axes[0].set(ylabel="% of the machine's peak, float32", ylim=(0, 108))
     axes[0].legend(fontsize="small")
     figure.savefig(file, dpi=120)

@@ -57,6 +57,7 @@ TABLE: dict[str, Benchmark] = {
     "accuracy": Benchmark("accuracy", "mAP of stock and rep by `yolorep compare`: in pairs, with intervals"),
     "starts": Benchmark("starts", "fine-tuning from every start that keeps the function, in pairs with stock"),
     "quantize": Benchmark("quantize", "fine-tuning with 8-bit rounding against the same without, and none"),
+    "int8": Benchmark("int8", "what 8 bits cost each block, by scheme and cure"),
     "startup": Benchmark("startup", "seconds until a command or an import is there, beside the host's own"),
     "resume": Benchmark("resume", "a distributed training killed and resumed against one left alone"),
     "gpu": Benchmark("gpu", "everything that needs a GPU: proofs first, then timings, in under 20 minutes"),

@@ -13,9 +13,9 @@ from typing import Any
 import yaml
 
 from yolorep.quantization.graph import Array, equalize_
+from yolorep.quantization.ranges import OUTLIERS, RULES, activation_ranges
 from yolorep.quantization.schemes import Scheme
 
-OUTLIERS = 1e-4  # share of the values that percentile ranges ignore, at either end
 BARE = "/WithoutBiases"  # OpenVINO's ending for a convolution whose bias became an addition that has its name
 Feeds = Callable[[], Iterable[dict[str, Array]]]
 
@@ -109,7 +109,7 @@ def _nncf(model: Any, scheme: Scheme, feeds: Feeds, float_nodes: Sequence[str]) 
     options: dict[str, Any] = {"disable_bias_correction": not scheme.bias_correction}
     if not scheme.per_channel:
         options["weights_quantization_params"] = advanced.QuantizationParameters(per_channel=False)
-    if scheme.percentile:
+    if scheme.ranges == "percentile":
         ends = (
             StatisticsCollectorParameters(StatisticsType.QUANTILE, quantile_outlier_prob=OUTLIERS) for _ in range(2)
         )
@@ -129,7 +129,6 @@ def _nncf(model: Any, scheme: Scheme, feeds: Feeds, float_nodes: Sequence[str]) 
 def _onnxruntime(source: Path, out: Path, scheme: Scheme, feeds: Feeds, float_nodes: Sequence[str]) -> None:
     from onnxruntime.quantization import (
         CalibrationDataReader,
-        CalibrationMethod,
         QuantFormat,
         QuantType,
         quantize_static,
@@ -142,9 +141,9 @@ def _onnxruntime(source: Path, out: Path, scheme: Scheme, feeds: Feeds, float_no
         def get_next(self) -> dict[str, Array] | None:
             return next(self._samples, None)
 
-    method = CalibrationMethod.Percentile if scheme.percentile else CalibrationMethod.MinMax
-    extra = {"CalibPercentile": 100 * (1 - OUTLIERS)} if scheme.percentile else {}
     with _quiet():
+        rule = RULES.get(scheme.ranges)
+        extra = {"TensorQuantOverrides": activation_ranges(source, feeds, rule)} if rule else {}
         quantize_static(
             str(source),
             str(out),
@@ -155,7 +154,6 @@ def _onnxruntime(source: Path, out: Path, scheme: Scheme, feeds: Feeds, float_no
             activation_type=QuantType.QInt8 if scheme.symmetric else QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             nodes_to_exclude=list(float_nodes),
-            calibrate_method=method,
             extra_options={"ActivationSymmetric": scheme.symmetric, **extra},
         )
 

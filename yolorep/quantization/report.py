@@ -29,7 +29,8 @@ class Candidate:
     @property
     def label(self) -> str:
         tuned = ", fine-tuned" if self.finetuned else ""
-        return f"{self.scheme}{tuned}" + (f", {len(self.floats)} layers in float" if self.floats else "")
+        layers = len(self.floats)
+        return f"{self.scheme}{tuned}" + (f", {layers} layer{'s' * (layers > 1)} in float" if layers else "")
 
 
 @dataclass

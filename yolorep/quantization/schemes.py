@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import Literal
 
 from yolorep.errors import UsageError
 
@@ -16,8 +17,8 @@ class Scheme:
     tool: "onnxruntime" (`quantize_static`, QDQ) or "nncf" (`nncf.quantize`).
     per_channel: one weight scale per output channel instead of one per tensor.
     symmetric: activations are quantized symmetrically around zero, else with a zero point.
-    percentile: activation ranges ignore the largest and smallest 0.01 % of the values, else they are minimum and
-        maximum.
+    ranges: of activations: "minmax"; "percentile" ignores the largest and the smallest 0.01 % of the values; "mse" has
+        the smallest squared error of rounding and clipping together.
     bias_correction: shift each bias by the mean error that quantization adds to its channel (arXiv 1906.04721).
     equalize: rescale the channels between two convolutions that only a ReLU separates (arXiv 1906.04721).
     """
@@ -26,7 +27,7 @@ class Scheme:
     tool: str
     per_channel: bool = True
     symmetric: bool = False
-    percentile: bool = False
+    ranges: Literal["minmax", "percentile", "mse"] = "minmax"
     bias_correction: bool = False
     equalize: bool = False
 
@@ -38,12 +39,14 @@ SCHEMES = {
         Scheme("minmax-tensor", "onnxruntime", per_channel=False),
         Scheme("symmetric", "onnxruntime", symmetric=True),
         Scheme("symmetric-tensor", "onnxruntime", per_channel=False, symmetric=True),
-        Scheme("percentile", "onnxruntime", percentile=True),
-        Scheme("percentile-tensor", "onnxruntime", per_channel=False, percentile=True),
+        Scheme("percentile", "onnxruntime", ranges="percentile"),
+        Scheme("percentile-tensor", "onnxruntime", per_channel=False, ranges="percentile"),
+        Scheme("mse", "onnxruntime", ranges="mse"),
+        Scheme("mse-tensor", "onnxruntime", per_channel=False, ranges="mse"),
         Scheme("nncf", "nncf", bias_correction=True),
         Scheme("nncf-tensor", "nncf", per_channel=False, bias_correction=True),
         Scheme("nncf-uncorrected", "nncf"),
-        Scheme("nncf-percentile", "nncf", percentile=True, bias_correction=True),
+        Scheme("nncf-percentile", "nncf", ranges="percentile", bias_correction=True),
         Scheme("nncf-equalized", "nncf", bias_correction=True, equalize=True),
     )
 }
