@@ -7,6 +7,7 @@ import functools
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,14 @@ from tests import helpers
 from yolorep.hosts.offline import go_offline
 
 ROOT = Path(__file__).resolve().parent.parent
+# Files that take longest for their number of tests: begun first, so that no worker waits for another one at the end.
+LONG = (
+    *("docs/test_pages.py", "hosts/test_network.py", "blocks/test_grid.py", "compare/test_compare.py"),
+    *("hosts/test_yolov5_training.py", "commands/test_quantize.py", "commands/test_demo.py", "commands/test_kills.py"),
+    *("commands/test_quantize_finetune.py", "hosts/test_distributed.py", "benchmarks/test_benchmark_gpu.py"),
+    *("hosts/test_old_trees.py", "hosts/test_gallery.py", "commands/test_plugins.py", "hosts/test_evaluate.py"),
+    *("hosts/test_yolov5_tasks.py", "hosts/test_yolov5.py", "commands/test_expand_deploy_verify.py"),
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -27,7 +36,19 @@ def pytest_configure(config: pytest.Config) -> None:
     if "YOLO_CONFIG_DIR" not in os.environ:
         os.environ["YOLO_CONFIG_DIR"] = folder = tempfile.mkdtemp(prefix="yolorep-config-")
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False  # pytest-xdist keeps the order below
     go_offline()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For several workers, put long files first, then those with many tests."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return
+    names = {item.path: item.path.relative_to(ROOT / "tests").as_posix() for item in items}
+    counts = Counter(item.path for item in items)
+    place = {path: LONG.index(name) if name in LONG else len(LONG) for path, name in names.items()}
+    items.sort(key=lambda item: (place[item.path], -counts[item.path], names[item.path]))
 
 
 @pytest.fixture(autouse=True)
