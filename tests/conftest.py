@@ -79,6 +79,22 @@ def coco128(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture(scope="session")
+def few_coco(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A private folder with the first 24 images of COCO128, their labels and a `data.yaml`."""
+    whole, folder = shared_data / "coco128", tmp_path_factory.mktemp("coco") / "few"
+    if not whole.is_dir():
+        pytest.skip("no coco128 in the real data")
+    for kind, ending in (("images", "jpg"), ("labels", "txt")):
+        (folder / kind / "train2017").mkdir(parents=True)
+        for image in sorted((whole / "images" / "train2017").iterdir())[:24]:
+            source = whole / kind / "train2017" / f"{image.stem}.{ending}"
+            if source.is_file():  # an image without objects has no labels
+                shutil.copy(source, folder / kind / "train2017")
+    shutil.copy(whole / "data.yaml", folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def coco_weights(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A private copy of `yolov5n-coco.pt`, a checkpoint of a YOLOv5 tree trained on COCO."""
     source = shared_data / "weights" / "yolov5n-coco.pt"
