@@ -31,7 +31,7 @@ PROGRAMS = {
     "atexit.register(lambda: print(f.flush(), os.listdir(), open('a.txt').read()))",
     "threads of torch": "import torch; print(torch.get_num_threads(), torch.rand(999, 999).square().mean() > 0)",
     "hosts": "import sys; print([n for n in ('yolorep', 'ultralytics', 'tests', 'torchvision') if n in sys.modules])",
-    "torchvision": "import torchvision.ops as o, sys; print(o.nms.__module__, sys.modules['torchvision'].__spec__)",
+    "torchvision": "import torchvision.ops as o, torchvision as t; print(o.nms.__module__, t.__spec__.origin)",
     "another process": "import multiprocessing as m\nif __name__ == '__main__':\n"
     "    p = m.get_context('spawn').Process(target=print, args=('there',)); p.start(); p.join(); print(p.exitcode)",
 }
