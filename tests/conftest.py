@@ -7,6 +7,7 @@ import functools
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,14 @@ from tests import helpers
 from yolorep.hosts.offline import go_offline
 
 ROOT = Path(__file__).resolve().parent.parent
+# Files that take longest for their number of tests: begun first, so that no worker waits for another one at the end.
+LONG = (
+    *("docs/test_pages.py", "hosts/test_network.py", "blocks/test_grid.py", "compare/test_compare.py"),
+    *("hosts/test_yolov5_training.py", "commands/test_quantize.py", "commands/test_demo.py", "commands/test_kills.py"),
+    *("commands/test_quantize_finetune.py", "hosts/test_distributed.py", "benchmarks/test_benchmark_gpu.py"),
+    *("hosts/test_old_trees.py", "hosts/test_gallery.py", "commands/test_plugins.py", "hosts/test_evaluate.py"),
+    *("hosts/test_yolov5_tasks.py", "hosts/test_yolov5.py", "commands/test_expand_deploy_verify.py"),
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -27,7 +36,19 @@ def pytest_configure(config: pytest.Config) -> None:
     if "YOLO_CONFIG_DIR" not in os.environ:
         os.environ["YOLO_CONFIG_DIR"] = folder = tempfile.mkdtemp(prefix="yolorep-config-")
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False  # pytest-xdist keeps the order below
     go_offline()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For several workers, put long files first, then those with many tests."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return
+    names = {item.path: item.path.relative_to(ROOT / "tests").as_posix() for item in items}
+    counts = Counter(item.path for item in items)
+    place = {path: LONG.index(name) if name in LONG else len(LONG) for path, name in names.items()}
+    items.sort(key=lambda item: (place[item.path], -counts[item.path], names[item.path]))
 
 
 @pytest.fixture(autouse=True)
@@ -55,6 +76,22 @@ def bccd(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def coco128(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A private copy of COCO128; its `data.yaml` names the folders beside it."""
     return _copy(shared_data / "coco128", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def few_coco(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A private folder with the first 24 images of COCO128, their labels and a `data.yaml`."""
+    whole, folder = shared_data / "coco128", tmp_path_factory.mktemp("coco") / "few"
+    if not whole.is_dir():
+        pytest.skip("no coco128 in the real data")
+    for kind, ending in (("images", "jpg"), ("labels", "txt")):
+        (folder / kind / "train2017").mkdir(parents=True)
+        for image in sorted((whole / "images" / "train2017").iterdir())[:24]:
+            source = whole / kind / "train2017" / f"{image.stem}.{ending}"
+            if source.is_file():  # an image without objects has no labels
+                shutil.copy(source, folder / kind / "train2017")
+    shutil.copy(whole / "data.yaml", folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

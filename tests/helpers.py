@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from tests.fork_server import ROOT as ROOT
+from tests.fork_server import execute
 from yolorep import numerics
 from yolorep.numerics import TOLERANCE
 
 Module = TypeVar("Module", bound=nn.Module)
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def randomize_(module: Module, seed: int = 0) -> Module:
@@ -94,12 +91,9 @@ def assert_untouched(before: dict[str, Any], model: nn.Module) -> None:
     assert all(torch.equal(value, after["state"][key]) for key, value in before["state"].items())
 
 
-def run_python(code: str, *arguments: object, cwd: Path | None = None, **env: str) -> str:
-    """What `code` prints in a fresh process that finds the package under test; a failure shows its stderr."""
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    environment = {**os.environ, "PYTHONPATH": path, **env}
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd, timeout=300)
+def run_python(code: str, *arguments: object, cwd: Path | None = None, fresh: bool = False, **env: str) -> str:
+    """What `code` prints in a process of its own that finds the package under test; a failure shows its stderr."""
+    done = execute(code, arguments, env, cwd, timeout=300, fresh=fresh)
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout
 

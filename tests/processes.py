@@ -1,15 +1,12 @@
-"""The `yolorep` command in a fresh process whose network is refused."""
+"""The `yolorep` command in a process of its own whose network is refused."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.helpers import ROOT
+from tests.fork_server import execute
 
 # Everything but the loopback raises, and says so, so that a host that catches the error is found out too.
 NO_NETWORK = """
@@ -42,15 +39,15 @@ def yolorep(*arguments: object, cwd: Path, code: int = 0) -> str:
     return run(NO_NETWORK + LAUNCH, *arguments, cwd=cwd, code=code)
 
 
-def run(python: str, *arguments: object, cwd: Path, code: int = 0, optional: str = "", **env: str) -> str:
-    """What a program prints, both streams, in a fresh process that finds the package under test.
+def run(
+    python: str, *arguments: object, cwd: Path, code: int = 0, optional: str = "", fresh: bool = False, **env: str
+) -> str:
+    """What a program prints, both streams, in a process of its own that finds the package under test.
 
     optional: a module without which the test is skipped, because the program is not yolorep's.
+    fresh: in an interpreter that has imported nothing (`tests.fork_server`).
     """
-    path = os.pathsep.join(filter(None, (env.pop("PYTHONPATH", ""), str(ROOT), os.environ.get("PYTHONPATH"))))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **env}
-    command = [sys.executable, "-c", python, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd, timeout=600)
+    done = execute(python, arguments, env, cwd, timeout=600, fresh=fresh)
     printed = done.stdout + done.stderr
     if optional and f"No module named '{optional}'" in printed:
         pytest.skip(f"optional host: this tree needs {optional}")

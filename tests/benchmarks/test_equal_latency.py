@@ -43,7 +43,7 @@ def test_it_runs_on_a_tiny_input(tmp_path: Path) -> None:
         if find_spec(runtime) is None:
             pytest.skip(f"optional runtime: {runtime}")
     arguments = ("yolov5n-csprepresnet.yaml", "--imgsz", 64, "--trials", 2, "--out", tmp_path)
-    run_program(ALONE, *arguments, cwd=tmp_path)
+    run_program(ALONE, *arguments, cwd=tmp_path, fresh=True)
     record = json.loads((tmp_path / "equal-latency.json").read_text())
     assert {"machine", "packages", "network", "stock", "rounds", "tolerance", "found"} <= record.keys()
     assert 1 <= len(record["results"]) <= 2

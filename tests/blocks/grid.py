@@ -61,6 +61,7 @@ def cases(block: str) -> Iterator[Case]:
             yield Case(block, c1, c2, k, s, g, d, identity)
 
 
+@torch.no_grad()
 def worst(block: str, dtype: torch.dtype, until: float = math.inf) -> Worst:
     """Switch every layer of the grid to deploy, and compare; stop at an error above `until`."""
     error, at, count = -1.0, None, 0

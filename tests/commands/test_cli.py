@@ -53,7 +53,7 @@ def test_version_and_help_import_no_torch(tmp_path: Path) -> None:
     for arguments, says in ((["--version"], f"yolorep {yolorep_package.__version__}"), (["--help"], "Usage:")):
         code = f"import sys\nsys.argv[1:] = {arguments!r}\n"
         code += "from yolorep.cli import main\ntry:\n    main()\nfinally:\n    print('torch' in sys.modules)"
-        printed = run(code, cwd=tmp_path)
+        printed = run(code, cwd=tmp_path, fresh=True)
         assert says in printed
         assert printed.strip().endswith("False")
 

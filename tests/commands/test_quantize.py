@@ -12,7 +12,7 @@ from tests.processes import yolorep
 from yolorep.commands.quantize import Request
 from yolorep.errors import UsageError
 
-IMAGES = 24
+IMAGES = 16
 
 
 def some_of(coco128: Path, folder: Path) -> Path:
@@ -59,7 +59,7 @@ def test_rep_checkpoint_is_deployed_and_written_as_openvino_folder(
 ) -> None:
     pytest.importorskip("openvino")
     data = some_of(coco128, tmp_path)
-    options = ("--data", data, "--imgsz", 256, "--max-drop", 5)
+    options = ("--data", data, "--imgsz", 192, "--max-drop", 5)
     yolorep("expand", coco_weights, "rep.pt", cwd=tmp_path)
     said = yolorep("quantize", "rep.pt", "n8_openvino_model", *options, cwd=tmp_path)
     assert "blocks folded" in said
@@ -73,7 +73,7 @@ def test_too_large_a_loss_keeps_layers_in_float_and_is_exit_code_1(
     coco_weights: Path, coco128: Path, tmp_path: Path
 ) -> None:
     data = some_of(coco128, tmp_path)
-    options = ("--data", data, "--imgsz", 256, "--scheme", "symmetric-tensor", "--max-drop", 0)
+    options = ("--data", data, "--imgsz", 160, "--scheme", "symmetric-tensor", "--max-drop", 0)
     said = yolorep("quantize", coco_weights, "n8.onnx", *options, cwd=tmp_path, code=1)
     record = json.loads((tmp_path / "n8.onnx.json").read_text())
     assert [len(row["floats"]) for row in record["candidates"]] == [0, 0, 1, 2, 4, 8]

@@ -18,7 +18,7 @@ QUIET = ("warmup_epochs=0", "val=False", "plots=False", "amp=False", "name=seg")
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Validated on the images of the training, which a few epochs suffice for."""
-    data = write_scenes(tmp_path_factory.mktemp("scenes"), "segment", train=24)
+    data = write_scenes(tmp_path_factory.mktemp("scenes"), "segment", train=16)
     data.write_text(data.read_text().replace("val: images/val", "val: images/train"))
     return data
 
@@ -50,7 +50,7 @@ def test_segmenter_is_fine_tuned_with_rounding_and_stands_in_the_same_report(
     assert [row["finetuned"] for row in rows.values()] == [0, 0, 2, 2]
     assert all(row["figures"]["mask mAP50-95"] > 0 for row in rows.values())
     assert "names other classes: rouge (model: red)" in " ".join(said.split())
-    assert "calibrating on 24 images" in said
+    assert "calibrating on 16 images" in said
     assert "2 epochs completed" in said, "the host's own log is shown"
     assert segmenter.read_bytes() == before
     assert {path.name for path in tmp_path.iterdir()} == {"seg8.onnx", "seg8.onnx.json"}

@@ -1,25 +1,29 @@
 """Runs the commands and scripts of a page, each in a process of its own that starts in milliseconds.
 
-A fork server imports yolorep and ultralytics once; every command is a fork of it, so it finds them imported and
-otherwise as in a fresh process. Commands of other programs are ordinary processes.
+A fork server imports yolorep and ultralytics once; every command is a fork of it (`tests.fork_server`), so it finds
+them imported and otherwise as in a fresh process. Commands of other programs are ordinary processes.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import re
-import runpy
 import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
-from importlib.metadata import entry_points
 from pathlib import Path
 
-import ultralytics.utils
+from tests.fork_server import LIBRARIES, PROGRAMS, ForkServer, with_package
 
-PRELOAD = ["ultralytics", "ultralytics.engine.model", "yolorep.cli", "yolorep.hosts.checkpoints"]
+SERVER = ForkServer((*LIBRARIES, "ultralytics.engine.model", "yolorep.cli", "yolorep.hosts.checkpoints"))
+BEGIN = "import runpy, sys; del sys.argv[0]; sys.path[0] = sys.argv.pop(0)\n"
+SCRIPT = "runpy.run_path(sys.argv[0], run_name='__main__')"
+COMMAND = """
+from importlib.metadata import entry_points
+(script,) = entry_points(group="console_scripts", name=sys.argv[0])
+sys.exit(script.load()())
+"""
 TIMEOUT = 240  # seconds for one command
 
 # A page's commands are of a size for a user's data. What the tests write instead, so that each takes seconds.
@@ -74,7 +78,9 @@ def run_shell(line: str, folder: Path) -> tuple[int, str]:
     place = next((RUNS[tuple(arguments[:n])] for n in (2, 3) if tuple(arguments[:n]) in RUNS), "")
     added = shlex.split(place.format(folder=folder))
     if arguments[0] == "yolorep":
-        return _forked([*arguments, *added], folder)
+        return _forked(SERVER, COMMAND, [*arguments, *added], folder)
+    if arguments[0] == "yolo":  # finds no yolorep
+        return _forked(PROGRAMS, COMMAND, [*arguments, *added], folder)
     line = " ".join([line, *added])
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
     done = subprocess.run(
@@ -93,7 +99,7 @@ def run_script(code: str, folder: Path) -> tuple[int, str]:
     """Exit code and output, both streams, of a Python script in `folder`."""
     script = folder / "example.py"
     script.write_text(code.replace(".train(", f".train(project={str(folder / 'runs')!r}, "))
-    return _forked([str(script)], folder)
+    return _forked(SERVER, SCRIPT, [str(script)], folder)
 
 
 def readable(text: str, folder: Path) -> str:
@@ -103,30 +109,7 @@ def readable(text: str, folder: Path) -> str:
     return re.sub(r"\n{3,}", "\n\n", kept).replace(f"{folder}/", "").replace(str(folder), ".").strip()
 
 
-def _forked(arguments: list[str], folder: Path) -> tuple[int, str]:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
-    printed = folder / ".printed"
-    process = context.Process(target=_main, args=(arguments, folder, printed))
-    process.start()
-    process.join(TIMEOUT)
-    if process.exitcode is None:
-        process.kill()
-        raise TimeoutError(f"{shlex.join(arguments)} takes more than {TIMEOUT} seconds")
-    return process.exitcode, readable(printed.read_text(errors="replace"), folder)
-
-
-def _main(arguments: list[str], folder: Path, printed: Path) -> None:
-    """In the fork: send both streams to a file, and run a console script or a Python script."""
-    descriptor = os.open(printed, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
-    for stream in (1, 2):
-        os.dup2(descriptor, stream)
-    os.chdir(folder)
-    sys.argv = ultralytics.utils.ARGV  # the list that ultralytics took when the server imported it
-    sys.argv[:] = arguments
-    sys.path.insert(0, str(folder))
-    if arguments[0].endswith(".py"):
-        runpy.run_path(arguments[0], run_name="__main__")
-        return
-    (script,) = entry_points(group="console_scripts", name=arguments[0])
-    sys.exit(script.load()())
+def _forked(server: ForkServer, program: str, arguments: list[str], folder: Path) -> tuple[int, str]:
+    sent = [str(folder), *arguments]
+    done = server.run(BEGIN + program, sent, with_package({}), folder, TIMEOUT, merged=True)
+    return done.returncode, readable(done.stdout, folder)

@@ -129,7 +129,7 @@ def test_torchscript_runs_with_torch_alone(trained: Path) -> None:
     from yolorep.hosts.checkpoints import load
 
     yolorep("export", "model=best.pt", "format=torchscript", *OPTIONS, cwd=trained)
-    got, others = answer(run(TORCHSCRIPT, "best.torchscript", cwd=trained))
+    got, others = answer(run(TORCHSCRIPT, "best.torchscript", cwd=trained, fresh=True))
     assert others == []
     x = torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():

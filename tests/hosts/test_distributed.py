@@ -135,7 +135,7 @@ def launch(folder: Path, python: str, *arguments: object) -> tuple[str, list[nn.
     path = os.pathsep.join((str(folder), str(ROOT)))
     stand_in = str(CPU_AS_GPUS / "sitecustomize.py")
     env = {"PYTHONPATH": path, "STAND_IN": stand_in, "LEFT": str(folder), "GLOO_SOCKET_IFNAME": "lo"}
-    printed = run(NO_NETWORK + python, *arguments, cwd=folder, **env)
+    printed = run(NO_NETWORK + python, *arguments, cwd=folder, fresh=True, **env)
     return printed, [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(PROCESSES)]
 
 

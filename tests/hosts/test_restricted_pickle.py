@@ -156,7 +156,7 @@ def test_a_layer_of_torchvision_loads_where_torchvision_is_not_imported(tmp_path
     start = "import sys, yolorep\nfrom ultralytics import YOLO\n"
     run_python(start + "YOLO('se.yaml', task='classify').save('rep.pt')", cwd=tmp_path)
     load = start + "print('torchvision' in sys.modules, yolorep.show(YOLO('rep.pt')).layers[0].name)"
-    assert run_python(load, cwd=tmp_path, ULTRALYTICS_SAFE_LOAD="1").split()[-2:] == ["False", "model.0"]
+    assert run_python(load, cwd=tmp_path, fresh=True, ULTRALYTICS_SAFE_LOAD="1").split()[-2:] == ["False", "model.0"]
 
 
 def test_pickles_protocols_meet_the_same_rule(tmp_path: Path) -> None:

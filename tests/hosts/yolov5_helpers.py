@@ -1,4 +1,4 @@
-"""What the YOLOv5 tests share: where its trees are, and `yolorep yolov5` in a fresh process that has no network."""
+"""What the YOLOv5 tests share: where its trees are, and `yolorep yolov5` in a process that has no network."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def launch(*arguments: object, cwd: Path, code: int = 0) -> str:
-    """What `yolorep yolov5 ARGUMENTS` prints, both streams, in a fresh process whose network is refused."""
+    """What `yolorep yolov5 ARGUMENTS` prints, both streams, in a process of its own whose network is refused."""
     return yolorep("yolov5", *arguments, cwd=cwd, code=code)
 
 
@@ -46,7 +46,8 @@ def plain(script: Path, *arguments: object, cwd: Path, **env: str) -> str:
     (cwd / "config").mkdir(exist_ok=True)
     (cwd / "config" / "Arial.ttf").write_bytes(font_file().read_bytes())
     env = {"YOLOV5_CONFIG_DIR": str(cwd / "config"), "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1", **env}
-    return run(NO_NETWORK + SCRIPT, script, *arguments, cwd=cwd, optional="IPython", **env)  # v7.0 imports it
+    program = NO_NETWORK + SCRIPT
+    return run(program, script, *arguments, cwd=cwd, optional="IPython", fresh=True, **env)  # v7.0 imports it
 
 
 def forget_trees(monkeypatch: pytest.MonkeyPatch) -> None:

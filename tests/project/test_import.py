@@ -21,7 +21,7 @@ module = yolorep.C3(8, 8).eval()
 module._switch_to_deploy()
 print(json.dumps(sorted({name.split(".")[0] for name in set(sys.modules) - before})))
 """
-    imported = json.loads(run_python(code))
+    imported = json.loads(run_python(code, fresh=True))
     assert "yolorep" in imported
     assert not set(imported) & set(HEAVY)
 
@@ -29,7 +29,8 @@ print(json.dumps(sorted({name.split(".")[0] for name in set(sys.modules) - befor
 @pytest.mark.parametrize("order", ["yolorep, ultralytics.nn.tasks", "ultralytics.nn.tasks, yolorep"])
 def test_hosts_are_hooked_whichever_is_imported_first(order: str) -> None:
     pytest.importorskip("ultralytics")
-    assert run_python(f"import {order}\nprint(yolorep.hosts.attached())") == "['ultralytics.nn.tasks']\n"
+    code = f"import {order}\nprint(yolorep.hosts.attached())"
+    assert run_python(code, fresh=True) == "['ultralytics.nn.tasks']\n"
 
 
 def test_a_hooked_host_imports_what_it_imports_alone() -> None:
@@ -37,8 +38,9 @@ def test_a_hooked_host_imports_what_it_imports_alone() -> None:
     pytest.importorskip("ultralytics")
     code = "import sys\nfrom ultralytics import YOLO\nYOLO({!r})\nprint(' '.join({!r} & set(sys.modules)))"
     heavy = {"torchvision", "matplotlib", "pandas", "torch._dynamo"}
-    alone = set(run_python(code.format("yolov8n.yaml", heavy)).split())
-    assert set(run_python("import yolorep\n" + code.format("yolov5n-rep.yaml", heavy)).split()) == alone
+    alone = set(run_python(code.format("yolov8n.yaml", heavy), fresh=True).split())
+    hooked = run_python("import yolorep\n" + code.format("yolov5n-rep.yaml", heavy), fresh=True)
+    assert set(hooked.split()) == alone
 
 
 def test_public_names_are_there() -> None:

@@ -183,4 +183,4 @@ def test_processes_that_train_together_stay_in_step(tmp_path: Any) -> None:
     script = tmp_path / "work.py"
     script.write_text(PROCESSES)
     code = "import runpy, sys; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
-    assert run_python(code, script, tmp_path / "rendezvous", OMP_NUM_THREADS="1").strip() == "True"
+    assert run_python(code, script, tmp_path / "rendezvous", fresh=True).strip() == "True"

@@ -364,7 +364,7 @@ if __name__ == "__main__":
 
 def test_two_processes(tmp_path: Any) -> None:
     """Synchronized batch norms stay separate; others train jointly under DistributedDataParallel."""
-    assert "same" in run_python(TWO_PROCESSES, tmp_path / "rendezvous", OMP_NUM_THREADS="1")
+    assert "same" in run_python(TWO_PROCESSES, tmp_path / "rendezvous", fresh=True)
 
 
 def test_a_whole_model_has_the_gradients_of_the_separate_form(rep: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
