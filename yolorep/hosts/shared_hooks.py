@@ -35,8 +35,9 @@ from yolorep.training.gradient_mask import mask_steps_
 PREPARED = "prepared_by_yolorep"
 
 FOR_TRAINED = (
-    "block twin and start split divide trained kernels (rep=twin with a checkpoint, or yolorep expand); a model "
-    "that is built from its YAML has silent or random branches until the weights of a checkpoint are loaded"
+    "blocks twin and refconv and start split build on trained kernels (rep=twin with a checkpoint, or yolorep "
+    "expand); a model that is built from its YAML has silent or random branches, and refconv's kernels are random, "
+    "until the weights of a checkpoint are loaded"
 )
 DATA_KEYS = "a data YAML: accepted is a mapping with train, val and names"
 
@@ -66,7 +67,7 @@ def parse_planned(original: Any, host: Host, d: dict[str, Any], *args: Any, **kw
             say_once(f"{name} in this model's rows is your class; for yolorep's write {model_yaml.OURS}{name}")
         if not plan.is_rep:
             return original(d, *args, **kwargs)
-        if any(_divides_trained_kernels(policy) for policy in (plan.policy, *(own for _, own in plan.rows.values()))):
+        if any(_needs_trained_kernels(policy) for policy in (plan.policy, *(own for _, own in plan.rows.values()))):
             say_once(FOR_TRAINED)
         with building(d):
             layers, save = original(plan.stock, *args, **kwargs)
@@ -74,8 +75,8 @@ def parse_planned(original: Any, host: Host, d: dict[str, Any], *args: Any, **kw
     return layers, save
 
 
-def _divides_trained_kernels(policy: Policy | None) -> bool:
-    return policy is not None and SPLIT in (policy.start, block_of(policy.block).trained_start)
+def _needs_trained_kernels(policy: Policy | None) -> bool:
+    return policy is not None and (policy.start == SPLIT or block_of(policy.block).for_trained)
 
 
 @contextmanager
