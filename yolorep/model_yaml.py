@@ -17,6 +17,7 @@ from pydantic import BaseModel
 
 from yolorep.errors import BlockError
 from yolorep.host import Host, own_classes
+from yolorep.late_request import LATE, LateRequest
 from yolorep.policy import OF_BOTTLENECK, OF_CONV, STOCK_SIZES, Policy
 from yolorep.row_schema import (
     BottleneckArguments,
@@ -114,6 +115,8 @@ def plan(model_yaml: dict[str, Any], host: Host, *, checked: bool = True, taken:
     result = Plan(stock)
     flag(stock.pop(EQUIVALENT_L2, False))  # concerns training alone, as the next
     factor(stock.pop(GAIN_LR, 1))
+    LateRequest.of(stock, checked=checked)
+    stock.pop(LATE, None)
     given = stock.pop("rep", None)
     if given is not None:
         result.policy = Policy.from_yaml(given, checked=checked)

@@ -21,10 +21,11 @@ from yolorep.console import say_once
 from yolorep.deployment import fold_blocks_
 from yolorep.errors import BlockError, HostError
 from yolorep.expansion import grow_planned_, step_masks
-from yolorep.host import Host
+from yolorep.host import ULTRALYTICS, Host
 from yolorep.hosts.announcements import folded_line, gains_line, logger_of, masked_line
 from yolorep.hosts.build_faults import building
 from yolorep.hosts.fold_error import largest_error, outputs_on_noise
+from yolorep.late_request import LATE, pending
 from yolorep.modes import evaluating
 from yolorep.policy import Policy
 from yolorep.row_schema import check_evaluated
@@ -62,6 +63,8 @@ def parse_planned(original: Any, host: Host, d: dict[str, Any], *args: Any, **kw
     """Call a host's `parse_model` with the stock model that stands in for `d`, then grow the requested blocks on it."""
     with naming(d.get("yaml_file")):
         check_evaluated(d)
+        if host is not ULTRALYTICS and LATE in d:
+            raise HostError(f"{LATE} is for ultralytics; accepted: rep, which expands the model before the first epoch")
         plan = model_yaml.plan(d, host)
         for name in model_yaml.taken_names(d, host):
             say_once(f"{name} in this model's rows is your class; for yolorep's write {model_yaml.OURS}{name}")
@@ -107,7 +110,7 @@ def prepared(optimizer: Optimizer, model: nn.Module) -> Optimizer:
     spare_gains_(optimizer, model)
     for module in list(model.modules()):
         yaml: Any = getattr(module, "yaml", None)
-        if not isinstance(yaml, dict):
+        if not isinstance(yaml, dict) or pending(yaml) is not None:
             continue
         if yaml.get(model_yaml.EQUIVALENT_L2):
             decay_equivalent_kernels_(optimizer, module)

@@ -4,6 +4,7 @@ rep: the blocks to expand the model with before training, as under the `rep:` ke
 or a mapping. Its other keys (`identity`, `select`, `start`) are options of training too.
 equivalent_l2: decay the equivalent kernels of RepVGG blocks instead of the kernel of each branch.
 gain_lr: multiply the learning rate of the branches' gains by this number.
+rep_from: train the stock model for this fraction of the epochs, and expand it then.
 """
 
 from __future__ import annotations
@@ -19,19 +20,25 @@ import yaml
 from yolorep import model_yaml
 from yolorep.errors import UsageError
 from yolorep.host import Host
+from yolorep.late_request import LATE, LateRequest
+from yolorep.late_request import OPTION as REP_FROM
 from yolorep.policy import OF_MODEL, Policy
 
 OF_REP = tuple(name for name in OF_MODEL if name != "block")
-NAMES = ("rep", *OF_REP, model_yaml.EQUIVALENT_L2, model_yaml.GAIN_LR)
+NAMES = ("rep", *OF_REP, REP_FROM, model_yaml.EQUIVALENT_L2, model_yaml.GAIN_LR)
 
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """policy: None keeps the model's blocks. equivalent_l2, gain_lr: None keeps the model's setting."""
+    """policy: None keeps the model's blocks. equivalent_l2, gain_lr: None keeps the model's setting.
+
+    rep_from: the fraction of the epochs after which the model is expanded; None for before the first.
+    """
 
     policy: Policy | None = None
     equivalent_l2: bool | None = None
     gain_lr: float | None = None
+    rep_from: float | None = None
 
     def __bool__(self) -> bool:
         """Return whether any option is given."""
@@ -45,7 +52,8 @@ class TrainOptions:
 
     def recorded(self) -> dict[str, Any]:
         """Return the options as plain values, to be recorded with a run."""
-        return {**({} if self.policy is None else _recorded(self.policy)), **self._settings}
+        late = {} if self.rep_from is None else {REP_FROM: self.rep_from}
+        return {**({} if self.policy is None else _recorded(self.policy)), **late, **self._settings}
 
     def written(self, d: Mapping[str, Any], host: Host) -> dict[str, Any]:
         """Return the model dictionary with the options written into it.
@@ -55,7 +63,11 @@ class TrainOptions:
         """
         result = dict(d)
         if self.policy is not None and self.expands(result, host):
-            result["rep"] = self.policy.to_yaml()
+            result.pop(LATE, None)  # of an earlier run
+            if self.rep_from is None:
+                result["rep"] = self.policy.to_yaml()
+            else:
+                result[LATE] = LateRequest(self.policy, self.rep_from).to_yaml()
         return {**result, **self._settings}
 
     def expands(self, d: dict[str, Any], host: Host) -> bool:
@@ -65,7 +77,7 @@ class TrainOptions:
             UsageError: it requests other blocks.
         """
         known = model_yaml.plan(d, host, checked=False)
-        if self.policy is None or known.policy == self.policy:
+        if self.policy is None or (known.policy == self.policy and self.rep_from is None):
             return False
         named = sorted(
             {name for name, options in known.rows.values() if name != model_yaml.FC and options.block != "plain"}
@@ -81,8 +93,10 @@ class TrainOptions:
 
 def recorded_of(d: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options in a model dictionary, as `TrainOptions.recorded` does."""
-    policy = Policy.from_yaml(d["rep"], checked=False) if d.get("rep") else None
-    return TrainOptions(policy, d.get(model_yaml.EQUIVALENT_L2), d.get(model_yaml.GAIN_LR)).recorded()
+    late = LateRequest.of(d, checked=False)
+    policy, fraction = (None, None) if late is None else (late.policy, late.fraction)
+    policy = Policy.from_yaml(d["rep"], checked=False) if d.get("rep") else policy
+    return TrainOptions(policy, d.get(model_yaml.EQUIVALENT_L2), d.get(model_yaml.GAIN_LR), fraction).recorded()
 
 
 def _recorded(policy: Policy) -> dict[str, Any]:
@@ -99,8 +113,10 @@ def read(given: Mapping[str, Any]) -> TrainOptions:
     """
     asked = {name: value for name, value in given.items() if value is not None}
     rep, extra = asked.get("rep"), {name: asked[name] for name in OF_REP if name in asked}
-    if extra and rep is None:
-        raise UsageError(f"{next(iter(extra))} says more about rep, which is not given; accepted: rep=BLOCK beside it")
+    if rep is None and (extra or REP_FROM in asked):
+        raise UsageError(
+            f"{next(iter(extra), REP_FROM)} says more about rep, which is not given; accepted: rep=BLOCK beside it"
+        )
     mapping = {"block": rep} if isinstance(rep, str) else rep
     if extra and isinstance(mapping, Mapping):
         twice = sorted(mapping.keys() & extra.keys())
@@ -108,10 +124,13 @@ def read(given: Mapping[str, Any]) -> TrainOptions:
             raise UsageError(f"{twice[0]} is given twice, in rep and beside it; leave one of them out")
         mapping = {**mapping, **extra}
     policy = None if mapping is None else Policy.from_yaml(mapping)
+    if policy is not None and REP_FROM in asked:
+        LateRequest.made(policy, asked[REP_FROM])
     return TrainOptions(
         policy,
         model_yaml.flag(asked[model_yaml.EQUIVALENT_L2]) if model_yaml.EQUIVALENT_L2 in asked else None,
         model_yaml.factor(asked[model_yaml.GAIN_LR]) if model_yaml.GAIN_LR in asked else None,
+        asked.get(REP_FROM),
     )
 
 
