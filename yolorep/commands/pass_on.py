@@ -73,6 +73,7 @@ OPTIONS = (
     ),
     Added("equivalent_l2", "", "decay the folded kernels of RepVGG blocks instead of each branch's"),
     Added("rep_from", "F", "expand the model after this fraction of the epochs, and start the learning rate again"),
+    Added("scales", "FILE", "constants of csla and repopt: a checkpoint of csla(scales=learned), or YAML or JSON"),
     Added("gain_lr", "N", "multiply the learning rate of the branches' gains, which hardly move otherwise"),
 )
 LIST = "'[\"*.cv2\", 6]'"

@@ -26,7 +26,7 @@ REFUSED = {"time": (None,), "compile": (None, False), "distill_model": (None,), 
 
 def request_of(trainer: Any) -> LateRequest | None:
     """Return the request of the model that is trained, whether it has been met or not; None if there is none."""
-    model = trainer.model
+    model = getattr(trainer, "model", None)
     yaml = getattr(unwrapped(model), "yaml", None) if isinstance(model, nn.Module) else None
     return LateRequest.of(yaml) if isinstance(yaml, dict) else None
 

@@ -102,7 +102,9 @@ def _as_asked(model: nn.Module, options: train_options.TrainOptions) -> Any:
         asked = options.policy
         late = options.rep_from is not None
         start = "silent" if late else asked.start  # images are there in training only
-        expanded = expand(model, asked.block, identity=asked.identity, select=asked.select, start=start)
+        scaled: Any = copy(model)
+        scaled.yaml = {**scaled.yaml, **options.constants()}
+        expanded = expand(scaled, asked.block, identity=asked.identity, select=asked.select, start=start)
         result = result if late else expanded
     result.yaml = options.written(result.yaml, ULTRALYTICS)
     if options.equivalent_l2:
