@@ -73,7 +73,7 @@ def weigh_twins_(model: nn.Module, share: float) -> int:
     Example:
         >>> block = Conv_C3(4, 4, block="twin").eval()
         >>> _ = block.branch_frozen.bn.running_mean.fill_(0.1)
-        >>> weigh_twins_(block, 0.25), float(block.bn.weight[0]), float(block.branch_frozen.bn.weight[0])
+        >>> weigh_twins_(block, 0.25), block.bn.weight[0].item(), block.branch_frozen.bn.weight[0].item()
         (1, 1.5, 0.5)
     """
     check_share(share)

@@ -99,6 +99,13 @@ def test_the_model_and_its_average_have_branches_from_the_epoch_on(whole: dict[s
         assert name == "best.pt" or len(rep_blocks(saved)) == BLOCKS
 
 
+def test_the_average_follows_the_branches(whole: dict[str, Any]) -> None:
+    for one in (whole["trainer"].model, whole["trainer"].ema.ema):
+        gains = {name: value for name, value in one.state_dict().items() if ".branch_1x1.bn.weight" in name}
+        assert gains
+        assert all(bool(gain.any()) for gain in gains.values())
+
+
 def test_the_expansion_keeps_both_functions(whole: dict[str, Any]) -> None:
     for before, after in zip(whole["out"][FIRST - 1, "end"], whole["out"][FIRST, "start"], strict=True):
         assert_same_outputs(before, after)
@@ -229,8 +236,8 @@ def test_state_of_parameters_that_are_gone_is_left_behind() -> None:
 def test_a_cosine_is_gone_through_once_more() -> None:
     from ultralytics.utils.torch_utils import one_cycle
 
-    again, short = restarted(one_cycle(1, 0.1, 30), 20, 30), one_cycle(1, 0.1, 10)
-    assert [again(epoch) for epoch in range(20, 31)] == pytest.approx([short(epoch) for epoch in range(11)])
+    again, short = restarted(one_cycle(1, 0.1, 30), 22, 30), one_cycle(1, 0.1, 8)
+    assert [again(epoch) for epoch in range(22, 31)] == pytest.approx([short(epoch) for epoch in range(9)])
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {

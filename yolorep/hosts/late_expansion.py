@@ -11,8 +11,6 @@ from torch.optim import Optimizer
 from yolorep.expansion import expand
 from yolorep.policy import Policy
 
-SEED = 0  # of the branches' random values, which the model and its moving average must have in common
-
 Curve = Callable[[float], float]  # epoch → learning rate, as a factor of the first one
 
 
@@ -34,8 +32,7 @@ def expand_both_(model: nn.Module, average: nn.Module, policy: Policy, images: S
 
 def _expand_(model: nn.Module, policy: Policy, images: Iterable[Tensor] | None) -> None:
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(SEED)
+    with torch.random.fork_rng(devices):  # so that the next model's branches have the same random values
         expand(
             model,
             policy.block,
