@@ -37,6 +37,7 @@ ARMS: dict[str, Sequence[str]] = {
     "silent": ("--block", "repvgg"),
     "split": ("--block", "repvgg", "--start", "split"),
     "twin": ("--block", "twin"),
+    "refconv": ("--block", "refconv"),
     "csla": ("--block", "csla", "--start", "split"),
 }
 SWEEP_SEED = 90210

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from docs.svg import GREY, HEIGHT, WIDTH, Drawing
-from yolorep.blocks import BNPad2d, ChannelMap, Conv_C3, Filter, Scale
+from yolorep.blocks import BNPad2d, ChannelMap, Conv_C3, Filter, KernelMap, Scale
 from yolorep.blocks.twin import FrozenConv2d
 
 BRANCH, DENSE = "branch_", "dense_"  # what the names of a block's layers begin with
@@ -46,6 +46,8 @@ def layers(module: nn.Module, name: str = "") -> list[tuple[str, str]]:
         return [(f"{name} {size_of(module)}", "fixed")]
     if isinstance(module, ChannelMap):
         return [(f"channels: {module.mode}", "fixed")]
+    if isinstance(module, KernelMap):
+        return [(f"{size_of(module)} over kernel", "conv")]
     return [(type(module).__name__, "fixed")]
 
 
@@ -122,7 +124,7 @@ def _deployed(drawing: Drawing, x: float, block: Conv_C3, last: float) -> None:
     drawing.box(x, last - HEIGHT, "SiLU", "act")
 
 
-def size_of(layer: nn.Conv2d | Filter) -> str:
+def size_of(layer: nn.Conv2d | Filter | KernelMap) -> str:
     """A kernel's height and width, as in 3x3."""
     return TIMES.join(map(str, layer.weight.shape[-2:]))
 

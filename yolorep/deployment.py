@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from yolorep import foreign, model_yaml
 from yolorep.blocks.conv_c3 import Conv_C3, converted
+from yolorep.blocks.twin import thaw_, trainable_weight
 from yolorep.folding import to_conv
 from yolorep.host import host_of, own_blocks, unwrapped
 from yolorep.model_copy import copied
@@ -123,7 +124,7 @@ def fold_blocks_(model: nn.Module, leave: Iterable[nn.Module] = ()) -> Folding:
             elif readers[block] or not hasattr(block, "stock_class"):
                 left.append(f"{name}: {type(block).__name__} is left as it is: another layer computes with its weights")
             else:
-                _restore_stock_(block, block.conv, block.bn)
+                _restore_stock_(block, thaw_(block.conv), block.bn)
                 notes.append(f"{name}: its branches are removed unfolded: another layer runs its weights without them")
         for fold in others.folds:
             fold.commit_()
@@ -134,10 +135,10 @@ def fold_blocks_(model: nn.Module, leave: Iterable[nn.Module] = ()) -> Folding:
 
 def _stock_layers(block: Conv_C3) -> tuple[nn.Conv2d, _BatchNorm | None]:
     """Return the folded convolution and, if a stock layer is restored, its batch norm."""
-    kernel = block.linear_kernel()
+    kernel, weight = block.linear_kernel(), trainable_weight(block.conv)
     if not hasattr(block, "stock_class"):
-        return to_conv(kernel, like=block.conv.weight), None
-    return stock_pair(kernel, block.conv.weight, block.bn, overwrite=True)
+        return to_conv(kernel, like=weight), None
+    return stock_pair(kernel, weight, block.bn, overwrite=True)
 
 
 def _restore_stock_(block: Conv_C3, conv: nn.Conv2d, norm: _BatchNorm | None) -> None:

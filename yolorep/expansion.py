@@ -24,6 +24,7 @@ from yolorep.blocks.starts import SPLIT, start_
 from yolorep.classifier_head import pool_and_classify_
 from yolorep.errors import BlockError, HostError
 from yolorep.folding import sum_of, to_conv
+from yolorep.given_scales import GivenScales, declared
 from yolorep.host import unwrapped
 from yolorep.model_copy import copied
 from yolorep.model_yaml import FC, ROW_KINDS, Plan
@@ -71,6 +72,7 @@ def expand(
     inplace: change `model` itself. By default a copy is changed, and `model` stays as it is.
 
     The request is written to `model.yaml`, if there is one, so that a host that rebuilds the model applies it again.
+    Constants in it (`yolorep.given_scales`) are those of blocks `csla` and `repopt`.
 
     Raises:
         BlockError: unknown block or identity, or a selected layer beside which the branches do not fit.
@@ -97,7 +99,8 @@ def expand(
     _warn_of_edits(core)
     layers = chosen(named, select, block, identity, Layout.of(core, yaml))
     policy = Policy(block, identity, start=start)
-    grow_(layers, policy, trained=True)
+    given = GivenScales.of(yaml) if isinstance(yaml, dict) else None
+    grow_(layers, policy, trained=True, scales=given)
     if first == SPLIT:
         share_(core, layers, images)
     if isinstance(yaml, dict):
@@ -112,24 +115,30 @@ def _warn_of_edits(model: nn.Module) -> None:
         warnings.warn(f"left without branches: {line}", stacklevel=3)
 
 
-def grow_(layers: Iterable[tuple[str, StockConv]], policy: Policy, *, trained: bool) -> None:
+def grow_(
+    layers: Iterable[tuple[str, StockConv]], policy: Policy, *, trained: bool, scales: GivenScales | None = None
+) -> None:
     """Turn stock layers into `Conv_C3` in place; all of them or, on an error, none.
 
-    trained: whether the layers are trained, so that by default the branches start silent.
+    trained: whether the layers are trained, so that by default the branches start silent. scales: constants of their
+        1x1 kernels; None for those of the block.
 
     Raises:
         BlockError: the branches do not fit beside a layer; the message begins with its name.
     """
-    block, declared = block_of(policy.block), []
+    block, grown = block_of(policy.block), []
     start = policy.start or (block.trained_start if trained else "paper")
+    layers = list(layers)
+    if scales is not None:
+        scales.check(name for name, _ in layers)
     for name, layer in layers:
         try:
-            branches = block.branches(Site(layer.conv, layer.bn, policy.identity), of_host=True)
+            branches = declared(block, Site(layer.conv, layer.bn, policy.identity), name, scales)
             start_(start, branches, layer.bn)
         except BlockError as error:
             raise BlockError(f"{name}: {error}") from None
-        declared.append((layer, branches))
-    for layer, branches in declared:
+        grown.append((layer, branches))
+    for layer, branches in grown:
         if policy.se:
             _excite_(layer)
         if block.law == MASK:
@@ -178,13 +187,15 @@ def grow_planned_(layers: nn.Sequential, plan: Plan) -> None:
             raise HostError(f"row {index} ({name}): {nothing_to_expand(layer)}")
         grow_(convs, policy, trained=False)
     if plan.policy is not None:
-        grow_policy_(layers, plan.policy, plan.stock)
+        grow_policy_(layers, plan.policy, plan.stock, plan.scales)
     for layer in layers:
         if hasattr(layer, "np"):
             layer.np = sum(p.numel() for p in layer.parameters())  # type: ignore[assignment]
 
 
-def grow_policy_(layers: nn.Sequential, policy: Policy, yaml: dict[str, Any]) -> None:
+def grow_policy_(
+    layers: nn.Sequential, policy: Policy, yaml: dict[str, Any], scales: GivenScales | None = None
+) -> None:
     """Grow the branches that a policy requests on the stock layers of a freshly initialized model.
 
     yaml: the dictionary that the host built them from.
@@ -197,7 +208,8 @@ def grow_policy_(layers: nn.Sequential, policy: Policy, yaml: dict[str, Any]) ->
     if not named and not rep_blocks(layers):
         raise HostError(f"rep: {nothing_to_expand(layers)}")
     layout = Layout.of(layers, yaml, "model.")
-    grow_(chosen(named, policy.select, policy.block, policy.identity, layout), policy, trained=False)
+    found = chosen(named, policy.select, policy.block, policy.identity, layout)
+    grow_(found, policy, trained=False, scales=scales)
 
 
 def step_masks(model: nn.Module, policy: Policy) -> dict[Tensor, Scales]:
@@ -207,10 +219,13 @@ def step_masks(model: nn.Module, policy: Policy) -> dict[Tensor, Scales]:
         BlockError: as `chosen`, or a layer has no mask.
     """
     block, masks = block_of(policy.block), {}
-    layout, named = Layout.of(model, getattr(model, "yaml", None)), list(stock_convs(model))
-    for name, layer in chosen(named, policy.select, policy.block, policy.identity, layout):
+    yaml: Any = getattr(model, "yaml", None)
+    scales = GivenScales.of(yaml or {})
+    for name, layer in chosen(
+        list(stock_convs(model)), policy.select, policy.block, policy.identity, Layout.of(model, yaml)
+    ):
         try:
-            branches = block.branches(Site(layer.conv, layer.bn, policy.identity), of_host=True)
+            branches = declared(block, Site(layer.conv, layer.bn, policy.identity), name, scales)
             masks[layer.conv.weight] = kernel_scales(branches, layer.conv)
         except BlockError as error:
             raise BlockError(f"{name}: {error}") from None

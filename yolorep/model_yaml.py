@@ -16,7 +16,9 @@ from typing import Any
 from pydantic import BaseModel
 
 from yolorep.errors import BlockError
+from yolorep.given_scales import SCALES, GivenScales
 from yolorep.host import Host, own_classes
+from yolorep.late_request import LATE, LateRequest
 from yolorep.policy import OF_BOTTLENECK, OF_CONV, STOCK_SIZES, Policy
 from yolorep.row_schema import (
     BottleneckArguments,
@@ -89,11 +91,13 @@ class Plan:
     """A stock model dictionary, and what to grow on the model that a host builds from it.
 
     rows: by index of the layer, the name of the row kind and its options. policy: for the whole model.
+    scales: constants of its 1x1 kernels.
     """
 
     stock: dict[str, Any]
     rows: dict[int, tuple[str, Policy]] = field(default_factory=dict)
     policy: Policy | None = None
+    scales: GivenScales | None = None
 
     @property
     def is_rep(self) -> bool:
@@ -114,6 +118,10 @@ def plan(model_yaml: dict[str, Any], host: Host, *, checked: bool = True, taken:
     result = Plan(stock)
     flag(stock.pop(EQUIVALENT_L2, False))  # concerns training alone, as the next
     factor(stock.pop(GAIN_LR, 1))
+    LateRequest.of(stock, checked=checked)
+    stock.pop(LATE, None)
+    result.scales = GivenScales.of(stock)
+    stock.pop(SCALES, None)
     given = stock.pop("rep", None)
     if given is not None:
         result.policy = Policy.from_yaml(given, checked=checked)

@@ -1,4 +1,4 @@
-"""Give the branches of a freshly expanded model parts of its trained kernels: the start `split`."""
+"""The shares of branches in a whole model: the start `split`, and the frozen paths of `twin` after training."""
 
 from __future__ import annotations
 
@@ -46,6 +46,46 @@ def share_(model: nn.Module, layers: Iterable[tuple[str, Any]], images: Iterable
     silent = sorted({name for split in splits.values() for name in split.left})
     if silent:
         warnings.warn(f"start split: {', '.join(silent)} cannot take a part of a kernel and start silent", stacklevel=3)
+
+
+def check_share(share: float) -> None:
+    """Check the share of a frozen path.
+
+    Raises:
+        BlockError: it is not from 0 to 1.
+    """
+    if not 0 <= share <= 1:
+        raise BlockError(f"share {share:g} is not accepted; accepted: from 0, the trained path, to 1, the frozen one")
+
+
+@torch.no_grad()
+def weigh_twins_(model: nn.Module, share: float) -> int:
+    """Give the frozen path of each block `twin` a share of what its two paths add up to, in place.
+
+    The gain of the frozen path is multiplied by 2 * share, that of the trained path by 2 * (1 - share). At 0.5 the
+    model stays as it was trained; at 0 and 1 one path is left, twice. The biases stay, so that in eval mode the kernel
+    and the bias of the folded convolution are linear in the share. Returns the number of blocks.
+
+    Raises:
+        BlockError: the share is not from 0 to 1, there is no such block, or none has been trained: the statistics of
+            their frozen paths are then those of the start, which hold for both paths together alone.
+
+    Example:
+        >>> block = Conv_C3(4, 4, block="twin").eval()
+        >>> _ = block.branch_frozen.bn.running_mean.fill_(0.1)
+        >>> weigh_twins_(block, 0.25), block.bn.weight[0].item(), block.branch_frozen.bn.weight[0].item()
+        (1, 1.5, 0.5)
+    """
+    check_share(share)
+    twins: list[Any] = [m for m in model.modules() if isinstance(m, Conv_C3) and hasattr(m, "branch_frozen")]
+    if not twins:
+        raise BlockError("share is of the frozen paths of block twin, of which the model has none; accepted: rep=twin")
+    if not any(bool(twin.branch_frozen.bn.running_mean.any()) for twin in twins):
+        raise BlockError("share: the blocks twin have not been trained since they were made; accepted: a trained model")
+    for twin in twins:
+        twin.bn.weight.mul_(2 * (1 - share))
+        twin.branch_frozen.bn.weight.mul_(2 * share)
+    return len(twins)
 
 
 def _split(name: str, block: Conv_C3) -> Split:

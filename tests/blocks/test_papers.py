@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from tests.helpers import randomize_, relative_error
 from yolorep import Conv_C3
+from yolorep.blocks import KernelMap
 from yolorep.blocks.orepa import frequency_prior
 from yolorep.blocks.registry import BLOCKS
 
@@ -144,6 +145,14 @@ def twin(m: Conv_C3, x: Tensor) -> Tensor:
     return conv_bn(x, m) + conv_bn(x, m.branch_frozen)
 
 
+def refconv(m: Conv_C3, x: Tensor) -> Tensor:
+    """BN((W + G * W) * x), arXiv 2310.10563: the kernel as an image with a channel for each pair of channels."""
+    weight = m.conv.weight
+    image = weight.reshape(1, -1, *weight.shape[2:])
+    refocused = F.conv2d(image, m.branch_refocus.weight, padding=1, groups=image.shape[1] // m.conv.groups)
+    return norm(F.conv2d(x, weight + refocused.view_as(weight), None, m.conv.stride, 1, 1, m.conv.groups), m.bn)
+
+
 FORMULAS: dict[str, tuple[Formula, int]] = {
     "repvgg": (repvgg, 3),
     "mobileone": (mobileone, 3),
@@ -156,6 +165,7 @@ FORMULAS: dict[str, tuple[Formula, int]] = {
     "orepa": (orepa, 3),
     "csla": (csla, 3),
     "twin": (twin, 3),
+    "refconv": (refconv, 3),
 }
 
 
@@ -174,6 +184,8 @@ def test_block_computes_its_papers_formula(block: str, c1: int, c2: int, s: int,
     formula, k = FORMULAS[block]
     made = randomize_(Conv_C3(c1, c2, k, s, act=False, block=block)).double().train(training)
     for module in made.modules():
+        if isinstance(module, KernelMap):
+            nn.init.normal_(module.weight)
         if isinstance(module, nn.BatchNorm2d):
             module.seen_mean, module.seen_var = module.running_mean.clone(), module.running_var.clone()
     x = torch.randn(2, c1, 11, 9, dtype=torch.float64)

@@ -202,4 +202,4 @@ def test_a_fresh_model_says_that_it_has_no_trained_kernels(rep: Any, said: int, 
         "for _ in range(2): Model({**d, 'rep': yaml.safe_load(sys.argv[1])}, verbose=False)"
     )
     printed = " ".join(run(code, yaml.safe_dump(rep), cwd=tmp_path).split())
-    assert printed.count("block twin and start split divide trained kernels") == said
+    assert printed.count("start split build on trained kernels") == said

@@ -8,7 +8,7 @@ from torch import nn
 
 from tests.helpers import assert_same_outputs, randomize_, relative_error, tensors
 from yolorep import BlockError, deploy, expand
-from yolorep.blocks import BLOCKS, Block, ChannelMap, Site
+from yolorep.blocks import BLOCKS, Block, ChannelMap, KernelMap, Site
 from yolorep.stock_layers import rep_blocks
 
 # In YOLOv5 no kernel is larger than 3x3 but the first, which is even; so there is no place for a smaller one beside it.
@@ -53,7 +53,7 @@ def test_trained_branches_deploy_to_stock_layers(stock: nn.Module, block: str) -
     for module in rep.modules():
         if type(module).__name__ == "Scale":
             nn.init.uniform_(module.weight, 0.5, 1.5)
-        elif isinstance(module, nn.Conv2d) and not module.weight.any():  # csla is silent by its kernels
+        elif isinstance(module, (nn.Conv2d, KernelMap)) and not module.weight.any():  # csla, refconv: silent by these
             nn.init.normal_(module.weight, std=0.1)
     x = image(torch.float64)
     expected = rep(x)

@@ -24,10 +24,13 @@ STEPS = 50
 Optimizer = Callable[[nn.Module], torch.optim.Optimizer]
 
 
-def build(block: str) -> nn.Module:
-    """A small float64 classifier with two classes; seeded, so that all blocks start from the same kernels."""
+def build(block: str, **top: Any) -> nn.Module:
+    """A small float64 classifier with two classes; seeded, so that all blocks start from the same kernels.
+
+    top: other keys of its YAML.
+    """
     torch.manual_seed(0)
-    yaml = {"nc": 2, "rep": block, "backbone": ROWS, "head": [[-1, 1, "Classify", ["nc"]]]}
+    yaml = {**top, "nc": 2, "rep": block, "backbone": ROWS, "head": [[-1, 1, "Classify", ["nc"]]]}
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)  # a model that is widened later has scales that float32 has rounded
     try:
@@ -61,23 +64,25 @@ def steps(model: nn.Module, optimizer: torch.optim.Optimizer, first: int, last: 
         optimizer.step()
 
 
-def resumed(model: nn.Module, optimizer: torch.optim.Optimizer, block: str, make: Optimizer) -> tuple[Any, Any]:
+def resumed(
+    model: nn.Module, optimizer: torch.optim.Optimizer, block: str, make: Optimizer, **top: Any
+) -> tuple[Any, Any]:
     """A new model and optimizer of the same YAML, with the states that a checkpoint stores."""
     file = io.BytesIO()
     torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, file)
     file.seek(0)
-    saved, fresh = torch.load(file, weights_only=False), build(block)
+    saved, fresh = torch.load(file, weights_only=False), build(block, **top)
     fresh.load_state_dict(saved["model"])
     other = make(fresh)
     other.load_state_dict(saved["optimizer"])
     return fresh, other
 
 
-def trained(block: str, make: Optimizer) -> nn.Module:
-    model = build(block)
+def trained(block: str, make: Optimizer, **top: Any) -> nn.Module:
+    model = build(block, **top)
     optimizer = make(model)
     steps(model, optimizer, 0, STEPS // 2)
-    model, optimizer = resumed(model, optimizer, block, make)
+    model, optimizer = resumed(model, optimizer, block, make, **top)
     steps(model, optimizer, STEPS // 2, STEPS)
     return model
 

@@ -1,10 +1,21 @@
 """Blocks: a dense convolution and the linear branches declared beside it, one file per paper."""
 
 from yolorep import plugins
-from yolorep.blocks import acb, csla, dbb, mobileone, orepa, qarepvgg, replk, repvgg, twin  # noqa: F401  register their blocks
+from yolorep.blocks import (  # noqa: F401  register their blocks
+    acb,
+    csla,
+    dbb,
+    mobileone,
+    orepa,
+    qarepvgg,
+    refconv,
+    replk,
+    repvgg,
+    twin,
+)
 from yolorep.blocks.c3 import C3, Bottleneck
 from yolorep.blocks.conv_c3 import Conv_C3
-from yolorep.blocks.linear import MAPS, BNPad2d, ChannelMap, Filter, FixedScale, Scale, Sum
+from yolorep.blocks.linear import MAPS, BNPad2d, ChannelMap, Filter, FixedScale, KernelMap, Scale, Sum
 from yolorep.blocks.registry import BLOCKS, IDENTITIES, Block, block_of, register_block
 from yolorep.blocks.site import Site
 from yolorep.training.decay import decay_equivalent_kernels_
@@ -22,6 +33,7 @@ __all__ = [
     "Conv_C3",
     "Filter",
     "FixedScale",
+    "KernelMap",
     "Scale",
     "Site",
     "Sum",

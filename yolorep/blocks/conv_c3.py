@@ -12,6 +12,7 @@ from yolorep.blocks.laws import DENSE_TERM, MASK, Parts, Term, law_of
 from yolorep.blocks.registry import SQUEEZES, block_of, check_options
 from yolorep.blocks.site import Site
 from yolorep.blocks.starts import DENSE, gain_of, silence_
+from yolorep.blocks.twin import freeze_, trainable_weight
 from yolorep.errors import BlockError, FoldError
 from yolorep.folding import chain_of, children_kernels, kernel_of, to_conv
 from yolorep.overrides import overridden
@@ -96,6 +97,8 @@ class Conv_C3(nn.Module):
         """Add the declared layers beside `conv` and `bn`, and record the request."""
         for name, layer in layers.items():
             self.add_module(name, layer)
+        if layers and block_of(block).frozen:
+            freeze_(self.conv)
         self.block, self.identity, self.law = block, identity, law
 
     def forward(self, x: Tensor) -> Tensor:
@@ -194,7 +197,7 @@ def switch_(root: nn.Module) -> None:
     Raises:
         FoldError: a block does not fold; the message begins with its path.
     """
-    for block, conv in converted(root, lambda block: to_conv(block.linear_kernel(), like=block.conv.weight)):
+    for block, conv in converted(root, lambda block: to_conv(block.linear_kernel(), like=trainable_weight(block.conv))):
         block.drop_branches_()
         block.conv = conv.train(block.training)
 

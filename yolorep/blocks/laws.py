@@ -21,8 +21,9 @@ from torch._compile import _disable_dynamo
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from yolorep.algebra import Kernel
+from yolorep.blocks.linear import KernelMap
 from yolorep.composition import compose
-from yolorep.errors import BlockError
+from yolorep.errors import BlockError, FoldError
 from yolorep.folding import chain_of, children_kernels, summed
 from yolorep.precision import differentiable
 from yolorep.training.joint import joint_sum, pays
@@ -152,7 +153,16 @@ def _before_norm(parts: Parts) -> Kernel:
 
 def _terms_before_norm(parts: Parts) -> list[Term]:
     dense = chain_of([("conv", parts.conv), *parts.dense_path.items()])
-    return [(DENSE_TERM, dense), *children_kernels(parts.branches.items())]
+    return [(DENSE_TERM, dense), *(_branch_term(parts, *branch) for branch in parts.branches.items())]
+
+
+def _branch_term(parts: Parts, name: str, branch: nn.Module) -> Term:
+    if not isinstance(branch, KernelMap):
+        return children_kernels([(name, branch)])[0]
+    try:
+        return name, branch.of(children_kernels([("conv", parts.conv)])[0][1])
+    except FoldError as error:
+        raise error.within(name) from None
 
 
 LAWS = {

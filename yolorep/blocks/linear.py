@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from yolorep.algebra import Kernel
-from yolorep.errors import BlockError
+from yolorep.errors import BlockError, FoldError
 from yolorep.folding import children_kernels, kernel_of, sum_of
 from yolorep.precision import exact
 
@@ -142,6 +142,28 @@ class FixedScale(nn.Module):
 def _(module: Scale | FixedScale) -> Kernel:
     weight = exact(module.weight)
     return Kernel(weight[:, None, None, None], torch.zeros_like(weight), groups=len(weight))
+
+
+class KernelMap(nn.Module):
+    """A branch whose kernel is computed from the dense one, for the law `online`.
+
+    `forward` maps the dense kernel, (out, in // groups, kh, kw), to the branch's, of the same shape, dtype and device.
+    `weight` is its learned parameter; with a weight of zero the branch must be zero.
+    """
+
+    weight: Tensor
+
+    def of(self, dense: Kernel) -> Kernel:
+        """Return the kernel of the branch beside a dense convolution.
+
+        Raises:
+            FoldError: `forward` gives another shape.
+        """
+        weight = exact(self(exact(dense.weight)))
+        if weight.shape != dense.weight.shape:
+            shapes = f"{tuple(weight.shape)} for a dense one of {tuple(dense.weight.shape)}"
+            raise FoldError(f"{type(self).__name__} gives a kernel of {shapes}")
+        return replace(dense, weight=weight, bias=torch.zeros_like(exact(dense.bias)), owned=False)
 
 
 class BNPad2d(nn.Module):

@@ -29,12 +29,19 @@ class Block:
 
     declare: returns the branches by name for a `Site` and the block's options. law: a name in `blocks.laws`.
     name: as registered. trained_start: the start (`blocks.starts`) on trained layers, unless another is requested.
+    frozen: whether the dense kernel is not trained.
     """
 
     declare: Declaration
     law: str
     name: str = ""
     trained_start: str = "silent"
+    frozen: bool = False
+
+    @property
+    def for_trained(self) -> bool:
+        """Whether the block is meant for trained layers alone: it divides or freezes their kernels."""
+        return self.frozen or self.trained_start != "silent"
 
     def branches(self, site: Site, *, of_host: bool = False) -> dict[str, nn.Module]:
         """Return the layers for a site: `branch_*` are added to the dense path, `dense_*` follow the convolution on it.
@@ -89,7 +96,12 @@ SQUEEZES: dict[str, Squeeze] = {}  # by name of the block
 
 
 def register_block(
-    name: str, *, law: str = "each", squeeze: Squeeze | None = None, trained_start: str = "silent"
+    name: str,
+    *,
+    law: str = "each",
+    squeeze: Squeeze | None = None,
+    trained_start: str = "silent",
+    frozen: bool = False,
 ) -> Callable[[Declaration], Declaration]:
     """Register a declaration as `block=name`. Its options are keyword parameters with a default.
 
@@ -97,6 +109,7 @@ def register_block(
     squeeze: for the law `online`, the combined kernel in closed form. Without it the general algebra computes the
         kernel at every step, which a compiler cannot trace.
     trained_start: values of the branches on trained layers (`yolorep.blocks.starts`), unless others are requested.
+    frozen: keep the dense kernel as it is; where it has branches, it becomes a buffer that no optimizer finds.
 
     Raises:
         BlockError: the name is taken or is no name, an option has no default, or the law is unknown.
@@ -120,7 +133,7 @@ def register_block(
             raise BlockError(f"block {name!r} is no name; accepted: letters, digits and underscores")
         if name in known:
             raise BlockError(f"block {name!r} is already registered, by {known[name].declare.__module__}")
-        block = Block(declaration, law, name, trained_start)
+        block = Block(declaration, law, name, trained_start, frozen)
         for option, default in block.options.items():
             if default is inspect.Parameter.empty:
                 raise BlockError(f"block {name!r}: its option {option!r} has no default; accepted: {option}=VALUE")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from yolorep.blocks.linear import Scale
+from yolorep.blocks.linear import KernelMap, Scale
 from yolorep.errors import BlockError
 
 DENSE = "dense_"
@@ -78,13 +78,13 @@ def gain_of(*layers: nn.Module) -> Tensor | None:
 
 
 def zero_gain_(branch: nn.Module) -> None:
-    """Set the last gain of a branch to zero: gamma and beta of its batch norm, its scale, or its last convolution.
+    """Set the last gain of a branch to zero: gamma and beta of its batch norm, its scale, or its last kernel.
 
     Raises:
         BlockError: the branch has no gain.
     """
     gains = [m for m in branch.modules() if isinstance(m, (_BatchNorm, Scale))]
-    gains = gains or [m for m in branch.modules() if isinstance(m, nn.Conv2d)]  # type: ignore[misc]
+    gains = gains or [m for m in branch.modules() if isinstance(m, (nn.Conv2d, KernelMap))]  # type: ignore[misc]
     if not gains or gains[-1].weight is None:
         raise BlockError(
             f"a branch ({type(branch).__name__}) has no gain to silence it by: "

@@ -29,6 +29,29 @@ class FrozenConv2d(nn.Conv2d):
         self.register_buffer("weight", weight.detach())  # type: ignore[union-attr]
 
 
+def freeze_(conv: nn.Conv2d) -> None:
+    """Turn a convolution without bias into a `FrozenConv2d` in place; under the same key, its kernel is a buffer."""
+    if not isinstance(conv, FrozenConv2d):
+        weight = conv._parameters.pop("weight")
+        conv.__class__ = FrozenConv2d
+        conv.register_buffer("weight", weight.detach())  # type: ignore[union-attr]
+
+
+def thaw_(conv: nn.Conv2d) -> nn.Conv2d:
+    """Turn a `FrozenConv2d` into an ordinary convolution in place; return it, as any other convolution."""
+    if isinstance(conv, FrozenConv2d):
+        weight = conv._buffers.pop("weight")
+        conv.__class__ = nn.Conv2d  # type: ignore[assignment]
+        conv.weight = nn.Parameter(weight)  # type: ignore[assignment, arg-type]
+    return conv
+
+
+def trainable_weight(conv: nn.Conv2d) -> nn.Parameter:
+    """Return the kernel of a convolution as a parameter, which shares the values of a frozen one."""
+    weight: Tensor = conv.weight
+    return weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight)
+
+
 @register_block("twin", trained_start=SPLIT)
 def twin(site: Site) -> dict[str, nn.Module]:
     """A frozen copy of the trained kernel with a batch norm, meant for fine-tuning on little data."""

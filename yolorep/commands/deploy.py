@@ -13,6 +13,7 @@ from yolorep.deployment import deployed
 from yolorep.errors import CheckpointError
 from yolorep.host import host_of, unwrapped
 from yolorep.hosts import checkpoints
+from yolorep.sharing import weigh_twins_
 
 
 def deploy_file(
@@ -21,20 +22,26 @@ def deploy_file(
     *,
     storage: Storage = Storage.source,
     overwrite: bool = False,
+    share: float | None = None,
     repo: Path | None = None,
     console: Console,
 ) -> None:
     """Write the checkpoint with all rep blocks folded, also other projects' blocks, and verify it before writing.
 
     Blocks that do not fold stay as they are; each is printed with the reason.
+    share: of the frozen paths of blocks `twin` (`sharing.weigh_twins_`); None for the one that was trained.
 
     Raises:
+        BlockError: the share is not accepted, or the model has no such block.
         CheckpointError, HostError, FoldError, UsageError: the input is not a rep checkpoint, or does not fold.
         VerifyError: the deployed model does not compute the same; nothing is written.
     """
     checkpoints.check_target(source, out, overwrite=overwrite)
     checkpoint = checkpoints.load(source, repo)
     check_values(checkpoint)
+    if share is not None:
+        twins = weigh_twins_(checkpoint.model, share)
+        console.print(f"the frozen paths of {twins} twins have a share of {share:g}; trained with 0.5")
     deployment = deployed(checkpoint.model)
     model, folding = deployment.model, deployment.folding
     for reason in folding.left:

@@ -7,14 +7,16 @@ from typing import Annotated
 
 import typer
 
-from yolorep.commands.list_options import Command
+from yolorep.commands.list_options import Command, ListCommand
 from yolorep.commands.options import Block, Float32, Half, Identity, Out, Overwrite, Repo, Select, Source, Start, Trust
 from yolorep.console import rich_console
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the command line."""
-    for command in (expand, deploy, quantize, import_weights, split, verify):
+    app.command(cls=Command)(expand)
+    app.command(cls=ListCommand)(deploy)
+    for command in (quantize, import_weights, split, verify):
         app.command(cls=Command)(command)
 
 
@@ -52,6 +54,11 @@ def expand(
 def deploy(
     source: Source,
     out: Out,
+    share: Annotated[
+        list[float] | None, typer.Option(help="Share of twin's frozen paths, 0 to 1; several are compared (--data).")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="data.yaml: choose among several shares on its val images.")] = None,
+    imgsz: Annotated[int | None, typer.Option(help="Pixels of those images: 640, a classifier: 224.", min=32)] = None,
     half: Half = False,
     float32: Float32 = False,
     overwrite: Overwrite = False,
@@ -61,11 +68,13 @@ def deploy(
     """Fold a trained rep checkpoint into a stock one, proven equal before it is written."""
     from yolorep.commands.deploy import deploy_file
     from yolorep.commands.proven_write import Storage
+    from yolorep.commands.share import chosen_share
     from yolorep.hosts.restricted_pickle import trusting
 
     with trusting(trust):
-        storage = Storage.of_options(half=half, float32=float32)
-        deploy_file(source, out, storage=storage, overwrite=overwrite, repo=repo, console=rich_console())
+        storage, console = Storage.of_options(half=half, float32=float32), rich_console()
+        one = chosen_share(source, out, share or (), data, imgsz=imgsz, overwrite=overwrite, repo=repo, console=console)
+        deploy_file(source, out, storage=storage, overwrite=overwrite, share=one, repo=repo, console=console)
 
 
 def quantize(

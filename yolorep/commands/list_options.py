@@ -44,6 +44,7 @@ LISTS: dict[str, Callable[[str], bool]] = {
     "--backends": BACKEND_NAMES.__contains__,
     "--batch": str.isdigit,
     "--imgsz": str.isdigit,
+    "--share": lambda word: re.fullmatch(r"\d*\.?\d+|\d+\.", word) is not None,
     "--precision": Precision.__members__.__contains__,
 }
 

@@ -111,6 +111,12 @@ def masked_line(block: str, kernels: int) -> str:
     return f"yolorep: {block} steps the kernels of {kernels} convolutions by masks; every checkpoint is stock"
 
 
+def late_line(epoch: int, epochs: int, blocks: int, added: int, rate: float) -> str:
+    """Return what to say of a model that is expanded before this epoch, counted from 1. rate: of learning, at first."""
+    what = f"{blocks} convolutions have branches now, with {added:,} new parameters" if blocks else "masks from now on"
+    return f"yolorep: epoch {epoch} of {epochs}: {what}; the learning rate starts again, at {rate:g}"
+
+
 def gains_line(gains: int, factor: float) -> str:
     """Return the line that tells the learning rate of the gains."""
     return f"yolorep: the gains of {gains} branches train at {factor:g} times the learning rate"

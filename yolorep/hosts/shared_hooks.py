@@ -21,10 +21,11 @@ from yolorep.console import say_once
 from yolorep.deployment import fold_blocks_
 from yolorep.errors import BlockError, HostError
 from yolorep.expansion import grow_planned_, step_masks
-from yolorep.host import Host
+from yolorep.host import ULTRALYTICS, Host
 from yolorep.hosts.announcements import folded_line, gains_line, logger_of, masked_line
 from yolorep.hosts.build_faults import building
 from yolorep.hosts.fold_error import largest_error, outputs_on_noise
+from yolorep.late_request import LATE, pending
 from yolorep.modes import evaluating
 from yolorep.policy import Policy
 from yolorep.row_schema import check_evaluated
@@ -35,8 +36,9 @@ from yolorep.training.gradient_mask import mask_steps_
 PREPARED = "prepared_by_yolorep"
 
 FOR_TRAINED = (
-    "block twin and start split divide trained kernels (rep=twin with a checkpoint, or yolorep expand); a model "
-    "that is built from its YAML has silent or random branches until the weights of a checkpoint are loaded"
+    "blocks twin and refconv and start split build on trained kernels (rep=twin with a checkpoint, or yolorep "
+    "expand); a model that is built from its YAML has silent or random branches, and refconv's kernels are random, "
+    "until the weights of a checkpoint are loaded"
 )
 DATA_KEYS = "a data YAML: accepted is a mapping with train, val and names"
 
@@ -61,12 +63,14 @@ def parse_planned(original: Any, host: Host, d: dict[str, Any], *args: Any, **kw
     """Call a host's `parse_model` with the stock model that stands in for `d`, then grow the requested blocks on it."""
     with naming(d.get("yaml_file")):
         check_evaluated(d)
+        if host is not ULTRALYTICS and LATE in d:
+            raise HostError(f"{LATE} is for ultralytics; accepted: rep, which expands the model before the first epoch")
         plan = model_yaml.plan(d, host)
         for name in model_yaml.taken_names(d, host):
             say_once(f"{name} in this model's rows is your class; for yolorep's write {model_yaml.OURS}{name}")
         if not plan.is_rep:
             return original(d, *args, **kwargs)
-        if any(_divides_trained_kernels(policy) for policy in (plan.policy, *(own for _, own in plan.rows.values()))):
+        if any(_needs_trained_kernels(policy) for policy in (plan.policy, *(own for _, own in plan.rows.values()))):
             say_once(FOR_TRAINED)
         with building(d):
             layers, save = original(plan.stock, *args, **kwargs)
@@ -74,8 +78,8 @@ def parse_planned(original: Any, host: Host, d: dict[str, Any], *args: Any, **kw
     return layers, save
 
 
-def _divides_trained_kernels(policy: Policy | None) -> bool:
-    return policy is not None and SPLIT in (policy.start, block_of(policy.block).trained_start)
+def _needs_trained_kernels(policy: Policy | None) -> bool:
+    return policy is not None and (policy.start == SPLIT or block_of(policy.block).for_trained)
 
 
 @contextmanager
@@ -106,7 +110,7 @@ def prepared(optimizer: Optimizer, model: nn.Module) -> Optimizer:
     spare_gains_(optimizer, model)
     for module in list(model.modules()):
         yaml: Any = getattr(module, "yaml", None)
-        if not isinstance(yaml, dict):
+        if not isinstance(yaml, dict) or pending(yaml) is not None:
             continue
         if yaml.get(model_yaml.EQUIVALENT_L2):
             decay_equivalent_kernels_(optimizer, module)

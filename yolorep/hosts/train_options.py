@@ -4,6 +4,8 @@ rep: the blocks to expand the model with before training, as under the `rep:` ke
 or a mapping. Its other keys (`identity`, `select`, `start`) are options of training too.
 equivalent_l2: decay the equivalent kernels of RepVGG blocks instead of the kernel of each branch.
 gain_lr: multiply the learning rate of the branches' gains by this number.
+scales: a file with the constants of csla's and repopt's 1x1 kernels.
+rep_from: train the stock model for this fraction of the epochs, and expand it then.
 """
 
 from __future__ import annotations
@@ -12,26 +14,39 @@ import argparse
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from yolorep import model_yaml
+from yolorep.blocks.csla import LEARNED
 from yolorep.errors import UsageError
+from yolorep.given_scales import OPTION as OF_SCALES
+from yolorep.given_scales import SCALES
 from yolorep.host import Host
+from yolorep.late_request import LATE, LateRequest
+from yolorep.late_request import OPTION as REP_FROM
 from yolorep.policy import OF_MODEL, Policy
 
+CONSTANT = ("repopt", "csla")  # blocks with constants, unless they are learned
 OF_REP = tuple(name for name in OF_MODEL if name != "block")
-NAMES = ("rep", *OF_REP, model_yaml.EQUIVALENT_L2, model_yaml.GAIN_LR)
+NAMES = ("rep", *OF_REP, REP_FROM, OF_SCALES, model_yaml.EQUIVALENT_L2, model_yaml.GAIN_LR)
 
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """policy: None keeps the model's blocks. equivalent_l2, gain_lr: None keeps the model's setting."""
+    """policy: None keeps the model's blocks. equivalent_l2, gain_lr: None keeps the model's setting.
+
+    rep_from: the fraction of the epochs after which the model is expanded; None for before the first.
+    scales: a file with constants; None for those of the block.
+    """
 
     policy: Policy | None = None
     equivalent_l2: bool | None = None
     gain_lr: float | None = None
+    rep_from: float | None = None
+    scales: str | None = None
 
     def __bool__(self) -> bool:
         """Return whether any option is given."""
@@ -45,7 +60,9 @@ class TrainOptions:
 
     def recorded(self) -> dict[str, Any]:
         """Return the options as plain values, to be recorded with a run."""
-        return {**({} if self.policy is None else _recorded(self.policy)), **self._settings}
+        given = {REP_FROM: self.rep_from, OF_SCALES: self.scales}
+        more = {key: value for key, value in given.items() if value is not None}
+        return {**({} if self.policy is None else _recorded(self.policy)), **more, **self._settings}
 
     def written(self, d: Mapping[str, Any], host: Host) -> dict[str, Any]:
         """Return the model dictionary with the options written into it.
@@ -55,8 +72,24 @@ class TrainOptions:
         """
         result = dict(d)
         if self.policy is not None and self.expands(result, host):
-            result["rep"] = self.policy.to_yaml()
-        return {**result, **self._settings}
+            result.pop(LATE, None)  # of an earlier run
+            if self.rep_from is None:
+                result["rep"] = self.policy.to_yaml()
+            else:
+                result[LATE] = LateRequest(self.policy, self.rep_from).to_yaml()
+        return {**result, **self.constants(), **self._settings}
+
+    def constants(self) -> dict[str, Any]:
+        """Return the constants in the file `scales`, by their key in a model dictionary; empty without.
+
+        Raises:
+            YolorepError: the file cannot be read, or holds none.
+        """
+        if self.scales is None:
+            return {}
+        from yolorep.hosts.learned_scales import read_scales  # needs the hosts' files, which import this
+
+        return {SCALES: read_scales(Path(self.scales)).to_yaml()}
 
     def expands(self, d: dict[str, Any], host: Host) -> bool:
         """Return whether a model of this dictionary has to be expanded: not if it requests the same blocks already.
@@ -65,7 +98,7 @@ class TrainOptions:
             UsageError: it requests other blocks.
         """
         known = model_yaml.plan(d, host, checked=False)
-        if self.policy is None or known.policy == self.policy:
+        if self.policy is None or (known.policy == self.policy and self.rep_from is None):
             return False
         named = sorted(
             {name for name, options in known.rows.values() if name != model_yaml.FC and options.block != "plain"}
@@ -81,8 +114,11 @@ class TrainOptions:
 
 def recorded_of(d: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options in a model dictionary, as `TrainOptions.recorded` does."""
-    policy = Policy.from_yaml(d["rep"], checked=False) if d.get("rep") else None
-    return TrainOptions(policy, d.get(model_yaml.EQUIVALENT_L2), d.get(model_yaml.GAIN_LR)).recorded()
+    late = LateRequest.of(d, checked=False)
+    policy, fraction = (None, None) if late is None else (late.policy, late.fraction)
+    policy = Policy.from_yaml(d["rep"], checked=False) if d.get("rep") else policy
+    file = (d.get(SCALES) or {}).get("file")
+    return TrainOptions(policy, d.get(model_yaml.EQUIVALENT_L2), d.get(model_yaml.GAIN_LR), fraction, file).recorded()
 
 
 def _recorded(policy: Policy) -> dict[str, Any]:
@@ -99,8 +135,9 @@ def read(given: Mapping[str, Any]) -> TrainOptions:
     """
     asked = {name: value for name, value in given.items() if value is not None}
     rep, extra = asked.get("rep"), {name: asked[name] for name in OF_REP if name in asked}
-    if extra and rep is None:
-        raise UsageError(f"{next(iter(extra))} says more about rep, which is not given; accepted: rep=BLOCK beside it")
+    more = next((name for name in (*extra, REP_FROM, OF_SCALES) if name in asked), None)
+    if rep is None and more is not None:
+        raise UsageError(f"{more} says more about rep, which is not given; accepted: rep=BLOCK beside it")
     mapping = {"block": rep} if isinstance(rep, str) else rep
     if extra and isinstance(mapping, Mapping):
         twice = sorted(mapping.keys() & extra.keys())
@@ -108,11 +145,31 @@ def read(given: Mapping[str, Any]) -> TrainOptions:
             raise UsageError(f"{twice[0]} is given twice, in rep and beside it; leave one of them out")
         mapping = {**mapping, **extra}
     policy = None if mapping is None else Policy.from_yaml(mapping)
+    if policy is not None and REP_FROM in asked:
+        LateRequest.made(policy, asked[REP_FROM])
     return TrainOptions(
         policy,
         model_yaml.flag(asked[model_yaml.EQUIVALENT_L2]) if model_yaml.EQUIVALENT_L2 in asked else None,
         model_yaml.factor(asked[model_yaml.GAIN_LR]) if model_yaml.GAIN_LR in asked else None,
+        asked.get(REP_FROM),
+        _scales_file(asked.get(OF_SCALES), policy),
     )
+
+
+def _scales_file(given: Any, policy: Policy | None) -> str | None:
+    """Return the value of `scales`.
+
+    Raises:
+        UsageError: it is no file's name, or the block has no constants.
+    """
+    if given is None:
+        return None
+    block = None if policy is None else policy.block.partition("(")[0].strip()
+    if block not in CONSTANT or LEARNED in policy.block:  # type: ignore[union-attr]
+        raise UsageError(f"{OF_SCALES} is for constants; accepted beside it: rep={' and rep='.join(CONSTANT)}")
+    if not isinstance(given, (str, Path)):
+        raise UsageError(f"{OF_SCALES}={given} is not accepted; accepted: a checkpoint (.pt), or a YAML or JSON file")
+    return str(given)
 
 
 def from_pairs(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:

@@ -20,7 +20,7 @@ from yolorep.hosts import train_options
 from yolorep.hosts.announcements import announce_checkpoints, announce_training, logger_of
 from yolorep.hosts.hooks import Hooks
 from yolorep.hosts.shared_hooks import prepared, require
-from yolorep.hosts.ultralytics import run_record
+from yolorep.hosts.ultralytics import late, run_record
 from yolorep.training.gain_rate import branch_gains
 from yolorep.training.penalty import penalized_blocks
 
@@ -40,9 +40,10 @@ def attach(engine: ModuleType) -> Hooks:
         hooks.wrap(engine.Model, "train", _train)
         hooks.wrap(engine.Model, "tune", _tune)
     else:
-        names = ("BaseTrainer.build_optimizer", "BaseTrainer.run_callbacks", "RANK")
+        names = ("BaseTrainer.build_optimizer", "BaseTrainer.run_callbacks", "BaseTrainer.train", "RANK")
         require(engine, *names, supported=ULTRALYTICS.supported)
         hooks.wrap(engine.BaseTrainer, "build_optimizer", _build_optimizer)
+        hooks.wrap(engine.BaseTrainer, "train", _train_in_processes)
         hooks.wrap(engine.BaseTrainer, "run_callbacks", partial(_run_callbacks, engine.RANK in FIRST))
     return hooks
 
@@ -96,14 +97,20 @@ def _as_asked(model: nn.Module, options: train_options.TrainOptions) -> Any:
         UsageError, BlockError, HostError: the request cannot be met.
     """
     result: Any = copy(model)
+    expanded = result
     if options.policy is not None and options.expands(result.yaml, ULTRALYTICS):
         asked = options.policy
-        result = expand(model, asked.block, identity=asked.identity, select=asked.select, start=asked.start)
+        late = options.rep_from is not None
+        start = "silent" if late else asked.start  # images are there in training only
+        scaled: Any = copy(model)
+        scaled.yaml = {**scaled.yaml, **options.constants()}
+        expanded = expand(scaled, asked.block, identity=asked.identity, select=asked.select, start=start)
+        result = result if late else expanded
     result.yaml = options.written(result.yaml, ULTRALYTICS)
     if options.equivalent_l2:
-        penalized_blocks(result)
+        penalized_blocks(expanded)
     if options.gain_lr is not None:
-        branch_gains(result)
+        branch_gains(expanded)
     return result
 
 
@@ -120,7 +127,19 @@ def _from_yaml(trainer: Any, yaml: dict[str, Any]) -> Any:
 
 
 def _build_optimizer(original: Any, trainer: Any, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    return prepared(original(trainer, model, *args, **kwargs), model)
+    def build(model: nn.Module) -> Any:
+        return prepared(original(trainer, model, *args, **kwargs), model)
+
+    if late.request_of(trainer) is not None:
+        setattr(trainer, late.REBUILT, build)
+    return build(model)
+
+
+def _train_in_processes(original: Any, trainer: Any, *args: Any, **kwargs: Any) -> Any:
+    """Refuse a run of several devices here, before the host starts the processes, whose errors are tracebacks."""
+    if late.several_devices(trainer):
+        late.check(trainer)
+    return original(trainer, *args, **kwargs)
 
 
 def _run_callbacks(first: bool, original: Any, trainer: Any, event: str, *args: Any, **kwargs: Any) -> Any:
@@ -128,6 +147,8 @@ def _run_callbacks(first: bool, original: Any, trainer: Any, event: str, *args: 
 
     first: whether this process writes the run's files.
     """
+    if event == "on_train_epoch_start":
+        late.begin_epoch(trainer)
     if event not in run_record.LOGGED_AT:
         result = original(trainer, event, *args, **kwargs)
         if event == "on_train_end":
@@ -137,7 +158,9 @@ def _run_callbacks(first: bool, original: Any, trainer: Any, event: str, *args: 
     with run_record.lent(trainer.args, options):
         result = original(trainer, event, *args, **kwargs)
     if event == "on_pretrain_routine_end":
+        late.check(trainer)
         announce_training(trainer.model)
+        late.tell(trainer)
         if first:
             run_record.write(trainer.save_dir, options)
     return result

@@ -56,6 +56,11 @@ def take_options(script: str, arguments: Sequence[str]) -> list[str]:
     if any(argument.partition("=")[0] == "--resume" for argument in rest):
         raise UsageError(f"--resume goes on with what the run was started with; leave out {names}")
     options = train_options.read(given)
+    if options.rep_from is not None:
+        raise UsageError(
+            f"--rep-from is for `yolorep train`: {script} keeps its schedule to itself; accepted: two runs, stock for "
+            "the first epochs, then --weights LAST.pt --rep BLOCK for the others"
+        )
     _asked.append(options)
     Hooks().wrap(argparse.ArgumentParser, "parse_known_args", partial(_record, options.recorded()))
     for name in ("models.yolo", "yolov5.models.yolo"):

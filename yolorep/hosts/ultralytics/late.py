@@ -1,0 +1,146 @@
+"""`rep_from` in ultralytics' trainer: expand the model in the middle of a run, and start its learning rate again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from yolorep.blocks.registry import block_of
+from yolorep.blocks.starts import SPLIT
+from yolorep.calibration import MEASURED
+from yolorep.errors import UsageError
+from yolorep.host import unwrapped
+from yolorep.hosts.announcements import announce_training, late_line, logger_of
+from yolorep.hosts.late_expansion import carry_state_, expand_both_, restarted
+from yolorep.late_request import LATE, OPTION, LateRequest, pending
+from yolorep.stock_layers import rep_blocks
+
+REBUILT = "_optimizer_by_yolorep"  # on a trainer: builds its optimizer again, for the model that it is given
+RESTARTED = "_restarted_by_yolorep"  # on a trainer: whether its learning rate has started again
+# Arguments of ultralytics that wrap or replace the model or the schedule, with the values that leave them alone.
+REFUSED = {"time": (None,), "compile": (None, False), "distill_model": (None,), "quantize": (None, 32, 16)}
+
+
+def request_of(trainer: Any) -> LateRequest | None:
+    """Return the request of the model that is trained, whether it has been met or not; None if there is none."""
+    model = getattr(trainer, "model", None)
+    yaml = getattr(unwrapped(model), "yaml", None) if isinstance(model, nn.Module) else None
+    return LateRequest.of(yaml) if isinstance(yaml, dict) else None
+
+
+def check(trainer: Any) -> None:
+    """Check before the first epoch that the model of a run with `rep_from` can be expanded in the middle.
+
+    Raises:
+        UsageError: the run is of several devices, is too short, or has an argument that does not go with it.
+    """
+    _forget_met_(trainer)
+    request = request_of(trainer)
+    if request is None:
+        return
+    if several_devices(trainer):
+        raise UsageError(
+            f"{OPTION} expands the model of one process, and this run has several devices; accepted: one device, or "
+            "two runs, stock for the first epochs, then rep= from its last.pt for the others"
+        )
+    for name, accepted in REFUSED.items():
+        value = getattr(trainer.args, name, None)
+        if value not in accepted:
+            raise UsageError(f"{OPTION} does not go with {name}={value}; accepted: a run without {name}")
+    request.first_epoch(trainer.epochs)
+
+
+def _forget_met_(trainer: Any) -> None:
+    """Take the request of an earlier run, which has met it, out of the YAML of a model that is trained further."""
+    models = [unwrapped(trainer.model), getattr(trainer.ema, "ema", None)]
+    for yaml in (getattr(model, "yaml", None) for model in models if not trainer.resume):
+        if isinstance(yaml, dict) and yaml.get("rep") is not None:
+            yaml.pop(LATE, None)
+
+
+def several_devices(trainer: Any) -> bool:
+    """Return whether several processes train together, in the one that starts them too."""
+    return "," in str(trainer.args.device or "") or getattr(trainer, "world_size", 1) > 1
+
+
+def tell(trainer: Any) -> None:
+    """Say in the log when the model will be expanded, if it still has to be."""
+    request = request_of(trainer)
+    if request is not None and pending(unwrapped(trainer.model).yaml) is not None:  # type: ignore[arg-type]
+        first = request.first_epoch(trainer.epochs)
+        when = f"epoch {first + 1} of {trainer.epochs}"
+        logger_of(trainer.model).info(f"yolorep: {request.policy.block} from {when} on; stock until then")
+
+
+def begin_epoch(trainer: Any) -> None:
+    """Before the epoch for which it was requested, or a later one of a resumed run, expand the model and start the
+    learning rate again.
+
+    The host steps its schedule after this, so that the epoch trains with the rate of the new schedule.
+    """
+    request = request_of(trainer)
+    first = None if request is None else request.first_epoch(trainer.epochs)
+    if request is None or first is None or trainer.epoch < first:
+        return
+    if not getattr(trainer, RESTARTED, False):
+        setattr(trainer, RESTARTED, True)
+        trainer.lf = restarted(trainer.lf, first, trainer.epochs)
+        added = _expand_(trainer, request) if pending(trainer.model.yaml) is not None else None
+        _schedule_(trainer)
+        if added is not None:
+            trainer.stopper.best_epoch = trainer.epoch  # `patience` counts from here
+            _save(trainer)
+            blocks = len(rep_blocks(trainer.model))
+            rate = max(group["initial_lr"] for group in trainer.optimizer.param_groups)
+            logger_of(trainer.model).info(late_line(trainer.epoch + 1, trainer.epochs, blocks, added, rate))
+            announce_training(trainer.model)
+
+
+def _expand_(trainer: Any, request: LateRequest) -> int:
+    """Expand the model and its average in place, and build the optimizer again; return the number of new parameters."""
+    policy = request.policy
+    start = policy.start or block_of(policy.block).trained_start
+    images = list(_images(trainer)) if start == SPLIT else None
+    added = expand_both_(trainer.model, trainer.ema.ema, policy, images)
+    if hasattr(trainer.ema, "_pairs"):
+        trainer.ema._pairs = None  # the tensors of both, which the host lists once
+    for name, parameter in trainer.model.named_parameters():
+        if any(frozen in name for frozen in trainer.freeze_layer_names):
+            parameter.requires_grad = False
+    before = trainer.optimizer
+    trainer.optimizer = getattr(trainer, REBUILT)(trainer.model)
+    carry_state_(before, trainer.optimizer)
+    return added
+
+
+def _schedule_(trainer: Any) -> None:
+    """Let the host's scheduler step by the trainer's curve, from the epoch that begins."""
+    trainer.scheduler = LambdaLR(trainer.optimizer, lr_lambda=trainer.lf)
+    trainer.scheduler.last_epoch = trainer.epoch - 1
+
+
+def _images(trainer: Any) -> Iterator[Tensor]:
+    """Yield batches of training images as the model takes them, and start the loader again."""
+    seen = 0
+    for batch in trainer.train_loader:
+        images = trainer.preprocess_batch(batch)["img"]
+        yield images
+        seen += len(images)
+        if seen >= MEASURED:
+            break
+    trainer.train_loader.reset()
+
+
+def _save(trainer: Any) -> None:
+    """Write `last.pt` again, of the epoch before: the host recovers from NaN by it, into the model as it is now."""
+    if not trainer.args.save:
+        return
+    epoch, period = trainer.epoch, trainer.save_period
+    trainer.epoch, trainer.save_period = epoch - 1, -1
+    try:
+        trainer.save_model()
+    finally:
+        trainer.epoch, trainer.save_period = epoch, period
