@@ -42,6 +42,7 @@ START = """
 with __import__("tests.fork_server", fromlist=["serve"]).serve({!r}) as program:
     exec(globals().pop("program"))
 """
+LATER = "PYTHONHASHSEED"  # a host's training sets it in the process of the tests
 Completed = subprocess.CompletedProcess[str]
 
 
@@ -125,7 +126,7 @@ def execute(code: str, arguments: tuple[object, ...], env: dict[str, str], cwd: 
 
 
 def _early(environment: dict[str, str]) -> dict[str, str]:
-    return {name: value for name, value in environment.items() if name.startswith(EARLY)}
+    return {name: value for name, value in environment.items() if name.startswith(EARLY) and name != LATER}
 
 
 def serve(preload: tuple[str, ...]) -> Program:

@@ -79,6 +79,14 @@ def test_what_libraries_read_as_they_are_imported_is_no_forks_to_change(name: st
     assert execute(asks, (), {}, tmp_path, 100).stdout == "True\n"
 
 
+def test_a_training_in_the_process_of_the_tests_leaves_programs_to_the_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ultralytics sets the variable when it trains; from then on every program had been started anew."""
+    monkeypatch.setenv("PYTHONHASHSEED", "7")
+    assert execute("import sys; print('torch' in sys.modules)", (), {}, tmp_path, 100).stdout == "True\n"
+
+
 def test_the_server_has_one_thread_when_it_forks(tmp_path: Path) -> None:
     """A fork has none of its parent's threads, and would wait for them for ever."""
     counts = "import os; print(len(os.listdir(f'/proc/{os.getppid()}/task')), len(os.listdir('/proc/self/task')))"

@@ -71,9 +71,9 @@ OPTIONS = (
     Added(
         "start", "START", "first values of the branches: silent, even or paper; by default silent on trained weights"
     ),
-    Added("equivalent_l2", "", "decay the folded kernels of RepVGG blocks instead of each branch's"),
     Added("rep_from", "F", "expand the model after this fraction of the epochs, and start the learning rate again"),
     Added("scales", "FILE", "constants of csla and repopt: a checkpoint of csla(scales=learned), or YAML or JSON"),
+    Added("equivalent_l2", "", "decay the folded kernels of RepVGG blocks instead of each branch's"),
     Added("gain_lr", "N", "multiply the learning rate of the branches' gains, which hardly move otherwise"),
 )
 LIST = "'[\"*.cv2\", 6]'"
