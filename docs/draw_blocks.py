@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from docs.svg import GREY, HEIGHT, WIDTH, Drawing
-from yolorep.blocks import BNPad2d, ChannelMap, Conv_C3, Filter, KernelMap, Scale
+from yolorep.blocks import BNPad2d, ChannelMap, Conv_C3, Filter, Scale
+from yolorep.blocks.linear import KernelMap
 from yolorep.blocks.twin import FrozenConv2d
 
 BRANCH, DENSE = "branch_", "dense_"  # what the names of a block's layers begin with

@@ -42,14 +42,15 @@ START = """
 with __import__("tests.fork_server", fromlist=["serve"]).serve({!r}) as program:
     exec(globals().pop("program"))
 """
-LATER = "PYTHONHASHSEED"  # a host's training sets it in the process of the tests
+LEFT = "PYTHONHASHSEED"  # a host's training sets it in the process of the tests, and no program inherits it from there
 Completed = subprocess.CompletedProcess[str]
 
 
 def with_package(environment: dict[str, str]) -> dict[str, str]:
     """The environment in which the package under test is found, and in which torch starts no threads."""
     path = os.pathsep.join(filter(None, (environment.get("PYTHONPATH"), str(ROOT), os.environ.get("PYTHONPATH"))))
-    return {**os.environ, "OMP_NUM_THREADS": "1", **environment, "PYTHONPATH": path}
+    inherited = {name: value for name, value in os.environ.items() if name != LEFT}
+    return {**inherited, "OMP_NUM_THREADS": "1", **environment, "PYTHONPATH": path}
 
 
 BASE = with_package({})
@@ -92,7 +93,7 @@ class ForkServer:
         if self._process is None:
             command = [sys.executable, "-c", START.format(self.preload)]
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-            environment = {**os.environ, **_early(BASE)}
+            environment = {**with_package({}), **_early(BASE)}
             self._process = subprocess.Popen(command, env=environment, cwd=ROOT, **pipes)  # type: ignore[call-overload]
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(request).encode() + b"\n")
@@ -126,7 +127,7 @@ def execute(code: str, arguments: tuple[object, ...], env: dict[str, str], cwd: 
 
 
 def _early(environment: dict[str, str]) -> dict[str, str]:
-    return {name: value for name, value in environment.items() if name.startswith(EARLY) and name != LATER}
+    return {name: value for name, value in environment.items() if name.startswith(EARLY)}
 
 
 def serve(preload: tuple[str, ...]) -> Program:

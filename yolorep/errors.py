@@ -63,6 +63,17 @@ def first_line(error: Exception) -> str:
     return next((line for line in lines if not OPENVINO_PLACE.match(line)), lines[0])
 
 
+def first_and_more(names: list[str]) -> str:
+    """Return the first of some layers' names, and how many more there are.
+
+    Example:
+        >>> first_and_more(["model.0", "model.1", "model.3"])
+        'model.0 and 2 more layers'
+    """
+    more = len(names) - 1
+    return names[0] + (f" and {more} more layer{'s' if more > 1 else ''}" if more else "")
+
+
 def line_in(error: BaseException, file: str) -> str:
     """Return where in a file an exception was raised, ' (name, line 7)', the innermost line; empty if elsewhere."""
     lines = [number for frame, number in walk_tb(error.__traceback__) if frame.f_code.co_filename == file]

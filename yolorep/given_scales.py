@@ -18,9 +18,10 @@ from yolorep.blocks.csla import SMALL
 from yolorep.blocks.linear import FixedScale
 from yolorep.blocks.registry import Block
 from yolorep.blocks.site import Site
-from yolorep.errors import BlockError
+from yolorep.errors import BlockError, first_and_more
 
 SCALES, OPTION = "rep_scales", "scales"
+CONSTANT = ("repopt", "csla")  # blocks with constants, unless they are learned
 LIKE = "a file of the same layers, such as the checkpoint of the same model trained with rep='csla(scales=learned)'"
 
 
@@ -71,7 +72,9 @@ class GivenScales:
         """
         more = sorted(self.layers.keys() - set(names))
         if more:
-            raise BlockError(f"{OPTION}: {self.file} has scales of {_listed(more)}, which takes none; accepted: {LIKE}")
+            raise BlockError(
+                f"{OPTION}: {self.file} has scales of {first_and_more(more)}, which takes none; accepted: {LIKE}"
+            )
 
     @torch.no_grad()
     def use_(self, name: str, branches: Mapping[str, nn.Module]) -> None:
@@ -84,7 +87,7 @@ class GivenScales:
             return
         scale = getattr(branches[SMALL], "scale", None)
         if not isinstance(scale, FixedScale):
-            raise BlockError(f"{OPTION} is for blocks with constants; accepted: repopt, csla")
+            raise BlockError(f"{OPTION} is for blocks with constants; accepted: {', '.join(CONSTANT)}")
         values, weight = self.layers.get(name), scale.weight
         if values is None or len(values) != len(weight):
             has = "no scales" if values is None else f"scales of {len(values)} channels"
@@ -106,7 +109,3 @@ def declared(block: Block, site: Site, name: str, scales: GivenScales | None) ->
 
 def _is_constant(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
-
-
-def _listed(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more layers"

@@ -1,7 +1,8 @@
 """A request to expand a model in the middle of its training, as it is written in a model YAML.
 
-`rep_late: {block: repvgg, from: 0.66}` trains the stock model for 0.66 of the epochs. Once it is expanded, the YAML has
-a `rep:` too; `rep_late:` stays, so that a resumed run knows where its learning rate started again.
+`rep_late: {block: repvgg, from: 0.66}` trains the stock model for 0.66 of the epochs. The run adds `begun: true`, so
+that a later run from one of its checkpoints does not expand again. Once the model is expanded, the YAML has a `rep:`
+too; `rep_late:` stays, so that a resumed run knows where its learning rate started again.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from yolorep.errors import BlockError, UsageError
+from yolorep.given_scales import SCALES
 from yolorep.policy import Policy
 
-LATE, FROM, OPTION = "rep_late", "from", "rep_from"
+LATE, FROM, BEGUN, OPTION = "rep_late", "from", "begun", "rep_from"
 KEEPING = (None, "silent", "split")  # starts with which a trained model computes what it did
 
 
@@ -39,7 +41,7 @@ class LateRequest:
             raise BlockError(
                 f"{LATE}: {given!r} is not accepted; accepted: a mapping such as {{block: repvgg, from: 0.66}}"
             )
-        options = {key: value for key, value in given.items() if key != FROM}
+        options = {key: value for key, value in given.items() if key not in (FROM, BEGUN)}
         return cls.made(Policy.from_yaml(options, LATE, checked=checked), given[FROM])
 
     @classmethod
@@ -82,6 +84,31 @@ class LateRequest:
                 "epochs, or a smaller fraction"
             )
         return first
+
+
+def begun(d: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a model dictionary with a note that a run has begun to meet its request.
+
+    Example:
+        >>> begun({"rep_late": {"block": "repvgg", "from": 0.66}})
+        {'rep_late': {'block': 'repvgg', 'from': 0.66, 'begun': True}}
+    """
+    return {**d, LATE: {**d[LATE], BEGUN: True}}
+
+
+def without_earlier(d: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a model dictionary without the request of an earlier run, whether it was met or not.
+
+    The constants of a request that was not met go with it.
+
+    Example:
+        >>> without_earlier({"nc": 3, "rep_late": {"block": "csla", "from": 0.66, "begun": True}})
+        {'nc': 3}
+    """
+    met, given = d.get("rep") is not None, d.get(LATE)
+    left = isinstance(given, dict) and given.get(BEGUN)
+    dropped = (LATE,) if met else (LATE, SCALES) if left else ()
+    return {key: value for key, value in d.items() if key not in dropped}
 
 
 def pending(d: Mapping[str, Any]) -> LateRequest | None:

@@ -123,6 +123,8 @@ def plan(model_yaml: dict[str, Any], host: Host, *, checked: bool = True, taken:
     result.scales = GivenScales.of(stock)
     stock.pop(SCALES, None)
     given = stock.pop("rep", None)
+    if result.scales is not None and given is None and LATE not in model_yaml:
+        raise BlockError(f"{SCALES} is for the blocks of rep, which is not given; accepted: {SCALES} beside rep")
     if given is not None:
         result.policy = Policy.from_yaml(given, checked=checked)
     taken = own_classes(host, ROW_KINDS) if taken is None else taken

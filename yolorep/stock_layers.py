@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from yolorep.blocks.conv_c3 import Conv_C3
-from yolorep.errors import HostError
+from yolorep.errors import HostError, first_and_more
 from yolorep.host import has_stock_class, is_own_block
 from yolorep.precision import has_values
 
@@ -76,11 +76,7 @@ def edited_layers(model: nn.Module) -> list[str]:
         difference = edited(module) if unfused else None
         if difference:
             found.setdefault(difference, []).append(name)
-    return [f"{names[0]}{_and_more(names)}: {difference}" for difference, names in found.items()]
-
-
-def _and_more(names: list[str]) -> str:
-    return f" and {len(names) - 1} more layers" if len(names) > 1 else ""
+    return [f"{first_and_more(names)}: {difference}" for difference, names in found.items()]
 
 
 _COMPUTES_STOCK: WeakKeyDictionary[type, bool] = WeakKeyDictionary()

@@ -21,20 +21,18 @@ from yolorep.folding import kernel_of, to_conv
 fold_file = import_module("yolorep.folding")  # `yolorep.folding` itself is the function
 
 
-def check(block: str, dtype: torch.dtype) -> grid.Worst:
-    found = grid.worst(block, dtype, until=TOLERANCE[dtype])
-    assert found.error <= TOLERANCE[dtype], f"{found.error:.1e} for {found.case}"
+def check(block: str, *dtypes: torch.dtype) -> dict[torch.dtype, grid.Worst]:
+    found = grid.worst(block, {dtype: TOLERANCE[dtype] for dtype in dtypes})
+    for dtype, worst in found.items():
+        assert worst.error <= TOLERANCE[dtype], f"{worst.error:.1e} in {dtype} for {worst.case}"
     return found
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("block", sorted(BLOCKS))
-def test_grid_folds_within_tolerance(
-    block: str, dtype: torch.dtype, record_property: Callable[[str, object], None]
-) -> None:
-    found = check(block, dtype)
-    record_property("worst_relative_error", f"{found.error:.1e}")
-    record_property("layers", found.count)
+def test_grid_folds_within_tolerance(block: str, record_property: Callable[[str, object], None]) -> None:
+    for dtype, found in check(block, torch.float64, torch.float32).items():
+        record_property(f"worst_relative_error_{dtype}", f"{found.error:.1e}")
+        record_property(f"layers_{dtype}", found.count)
 
 
 def test_grid_covers_every_combination() -> None:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from tests.helpers import randomize_, relative_error
 from yolorep import Conv_C3
-from yolorep.blocks import KernelMap
+from yolorep.blocks.linear import KernelMap
 from yolorep.blocks.orepa import frequency_prior
 from yolorep.blocks.registry import BLOCKS
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ from yolorep.host import ULTRALYTICS, YOLOV5
 from yolorep.hosts.late_expansion import carry_state_, expand_both_, restarted
 from yolorep.hosts.shared_hooks import parse_planned
 from yolorep.hosts.train_options import read, recorded_of
+from yolorep.hosts.ultralytics import late
 from yolorep.hosts.yolov5.training_hooks import take_options
 from yolorep.late_request import LateRequest
 from yolorep.policy import Policy
@@ -137,7 +139,7 @@ def test_the_log_says_once_what_happened(whole: dict[str, Any]) -> None:
     assert len(said) == 2
     assert said[0] == "yolorep: repvgg from epoch 3 of 4 on; stock until then"
     assert said[1].startswith(f"yolorep: epoch 3 of 4: {BLOCKS} convolutions have branches now, with ")
-    assert said[1].endswith(" new parameters; the learning rate starts again, at 0.08")
+    assert said[1].endswith(" new parameters; the learning rate starts again, at 0.02")
 
 
 @pytest.mark.parametrize("stop", [0, 2], ids=["before", "after"])
@@ -176,6 +178,36 @@ def test_a_new_run_from_an_expanded_checkpoint_starts_no_rate_again(
     assert list(seen["rates"].values()) == pytest.approx([0.02 * (0.01 + 0.99 * (1 - epoch / 4)) for epoch in range(4)])
     assert "rep_late" not in seen["trainer"].model.yaml
     assert set(seen["blocks"].values()) == {BLOCKS}
+
+
+@pytest.mark.parametrize(("fitness", "blocks"), [((0.1, 0.5, 0.2), BLOCKS), ((0.5, 0.1, 0.2), 0)], ids=str)
+def test_the_best_checkpoint_has_branches_from_the_epoch_before_the_expansion_on(
+    fitness: tuple[float, ...], blocks: int, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    """That epoch is written again, expanded. A run from a stock one trains a stock model."""
+    model = ultralytics.YOLO("yolov8n.yaml")
+
+    def validate(trainer: Any) -> tuple[dict[str, float], float]:
+        trainer.best_fitness = max(fitness[: trainer.epoch + 1])
+        return {}, fitness[trainer.epoch]
+
+    def on_train_epoch_end(trainer: Any) -> None:
+        trainer.validate = partial(validate, trainer)
+
+    model.add_callback("on_train_epoch_end", on_train_epoch_end)
+    seen = train(model, tiny_dataset, tmp_path, rep="repvgg", select=SELECT, rep_from=0.5, epochs=len(fitness))
+    assert seen["blocks"] == {0: 0, 1: 0, 2: BLOCKS}
+    best = seen["save"] / "best.pt"
+    assert len(rep_blocks(ultralytics.YOLO(best).model)) == blocks
+    further = train(ultralytics.YOLO(best), tiny_dataset, tmp_path, epochs=2)
+    assert further["blocks"] == {0: blocks, 1: blocks}
+    assert "rep_late" not in further["trainer"].model.yaml
+
+
+@pytest.mark.parametrize("freeze", [2, [0, 1], None], ids=str)
+def test_layers_are_frozen_in_versions_that_keep_their_names_to_themselves(freeze: Any) -> None:
+    trainer = SimpleNamespace(args=SimpleNamespace(freeze=freeze))
+    assert late._frozen(trainer) == [*([] if freeze is None else ["model.0.", "model.1."]), ".dfl"]
 
 
 @pytest.mark.parametrize("options", [{"rep": "repvgg", "start": "split"}, {"rep": "refconv"}, {"rep": "twin"}], ids=str)
@@ -299,14 +331,12 @@ def test_a_yaml_with_a_wrong_request_is_refused(given: Any) -> None:
     ids=str,
 )
 def test_what_wraps_the_model_is_refused(options: dict[str, Any], says: str) -> None:
-    from yolorep.hosts.ultralytics.late import check
-
     model = nn.Identity()
     model.yaml = {"rep_late": {"block": "repvgg", "from": 0.5}}  # type: ignore[assignment]
     arguments = SimpleNamespace(**{"device": "cpu", "compile": False, "time": None, **options})
     trainer = SimpleNamespace(model=model, args=arguments, epochs=4, ema=None, resume=False)
     with pytest.raises(UsageError, match=says):
-        check(trainer)
+        late.check(trainer)
 
 
 def test_a_short_run_leaves_no_folder(tiny_dataset: Path, tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ from torch import nn
 
 from tests.helpers import assert_same_outputs, randomize_, relative_error, tensors
 from yolorep import BlockError, deploy, expand
-from yolorep.blocks import BLOCKS, Block, ChannelMap, KernelMap, Site
+from yolorep.blocks import BLOCKS, Block, ChannelMap, Site
+from yolorep.blocks.linear import KernelMap
 from yolorep.stock_layers import rep_blocks
 
 # In YOLOv5 no kernel is larger than 3x3 but the first, which is even; so there is no place for a smaller one beside it.

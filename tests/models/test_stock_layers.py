@@ -132,7 +132,7 @@ def test_edits_are_told_one_line_a_kind() -> None:
     grouped.bn = nn.GroupNorm(4, 8)
     rep = expand(nn.Sequential(conv.Conv(8, 8, 3)))
     model = nn.Sequential(conv.Conv(8, 8, 3), blurred(), grouped, fused(), rep, blurred(), nn.BatchNorm2d(8))
-    assert edited_layers(model) == ["1 and 1 more layers: it has a layer 'blur'", "2: its bn is GroupNorm"]
+    assert edited_layers(model) == ["1 and 1 more layer: it has a layer 'blur'", "2: its bn is GroupNorm"]
 
 
 def test_the_first_layer_too_many_is_named() -> None:

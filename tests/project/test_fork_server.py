@@ -79,12 +79,15 @@ def test_what_libraries_read_as_they_are_imported_is_no_forks_to_change(name: st
     assert execute(asks, (), {}, tmp_path, 100).stdout == "True\n"
 
 
-def test_a_training_in_the_process_of_the_tests_leaves_programs_to_the_server(
+def test_a_training_in_the_process_of_the_tests_changes_no_program(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """ultralytics sets the variable when it trains; from then on every program had been started anew."""
-    monkeypatch.setenv("PYTHONHASHSEED", "7")
-    assert execute("import sys; print('torch' in sys.modules)", (), {}, tmp_path, 100).stdout == "True\n"
+    monkeypatch.setenv("PYTHONHASHSEED", "0")
+    asks = "import os, sys; print('torch' in sys.modules, sys.flags.hash_randomization, os.getenv('PYTHONHASHSEED'))"
+    assert execute(asks, (), {}, tmp_path, 100).stdout == "True 1 None\n"
+    assert execute(asks, (), {}, tmp_path, 100, fresh=True).stdout == "False 1 None\n"
+    assert execute(asks, (), {"PYTHONHASHSEED": "0"}, tmp_path, 100).stdout == "False 0 0\n"
 
 
 def test_the_server_has_one_thread_when_it_forks(tmp_path: Path) -> None:

@@ -23,10 +23,13 @@ from tests.training.test_gradient_mask import (
 )
 from yolorep import BlockError, YolorepError, deploy, expand
 from yolorep.blocks.csla import SMALL
+from yolorep.errors import UsageError
 from yolorep.given_scales import GivenScales
-from yolorep.host import ULTRALYTICS
+from yolorep.host import ULTRALYTICS, YOLOV5, Host
 from yolorep.hosts.learned_scales import learned, read_scales
 from yolorep.hosts.train_options import read, recorded_of
+from yolorep.late_request import begun, without_earlier
+from yolorep.model_yaml import plan
 from yolorep.stock_layers import rep_blocks
 
 LEARNED = "csla(scales=learned)"
@@ -110,6 +113,32 @@ def test_options_write_the_constants_and_record_the_file(tmp_path: Path) -> None
     assert written["rep_scales"] == {"file": str(file), "layers": {"model.1": [0.5, 0.25]}}
     assert recorded_of(written) == options.recorded()
     assert options.recorded()["scales"] == str(file)
+
+
+@pytest.mark.parametrize("block", ["csla", "repopt"])
+@pytest.mark.parametrize("host", [ULTRALYTICS, YOLOV5], ids=str)
+def test_a_model_with_the_block_takes_no_other_constants(block: str, host: Host, tmp_path: Path) -> None:
+    for name, value in (("a", 0.5), ("b", 0.25)):
+        (tmp_path / f"{name}.yaml").write_text(f"model.1: [{value}]\n")
+    a, b = (read({"rep": block, "scales": str(tmp_path / f"{name}.yaml")}) for name in "ab")
+    given = a.written({"backbone": [], "head": []}, host)
+    assert a.written(given, host) == given
+    with pytest.raises(UsageError, match=rf"^the model has rep={block} with those of \S+a\.yaml already, so scales="):
+        b.written(given, host)
+    with pytest.raises(UsageError, match=rf"^the model has rep={block} with its block's constants already"):
+        a.written(read({"rep": block}).written({"backbone": [], "head": []}, host), host)
+
+
+def test_constants_of_an_earlier_request_go_with_it(tmp_path: Path) -> None:
+    late = {"rep_late": {"block": "csla", "from": 0.5}}
+    stale = begun({"backbone": [], "head": [], **of_file({"model.1": [0.5]}), **late})
+    assert read({"rep": "repvgg"}).written(stale, ULTRALYTICS).keys() == {"backbone", "head", "rep"}
+    assert without_earlier(stale).keys() == {"backbone", "head"}
+
+
+def test_constants_without_blocks_are_refused() -> None:
+    with pytest.raises(BlockError, match=r"^rep_scales is for the blocks of rep, which is not given; accepted: "):
+        plan({"backbone": [], "head": [], **of_file({"model.1": [0.5]})}, ULTRALYTICS)
 
 
 def changed(change: Any) -> dict[str, list[float]]:

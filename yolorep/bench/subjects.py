@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from yolorep import model_yaml
 from yolorep.blocks import BLOCKS, Conv_C3
+from yolorep.blocks.registry import name_of
 from yolorep.deployment import deploy
 from yolorep.errors import UsageError, first_line
 from yolorep.host import host_of
@@ -71,7 +72,7 @@ def of_name(what: str, *, channels: int = 64, repo: Path | None = None) -> Subje
 
 def is_block(what: str) -> bool:
     """Whether `what` is a block's name, with options after it or without."""
-    return what.partition("(")[0] in BLOCKS
+    return name_of(what) in BLOCKS
 
 
 def of_block(block: str, channels: int) -> Subjects:

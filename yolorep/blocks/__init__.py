@@ -15,7 +15,7 @@ from yolorep.blocks import (  # noqa: F401  register their blocks
 )
 from yolorep.blocks.c3 import C3, Bottleneck
 from yolorep.blocks.conv_c3 import Conv_C3
-from yolorep.blocks.linear import MAPS, BNPad2d, ChannelMap, Filter, FixedScale, KernelMap, Scale, Sum
+from yolorep.blocks.linear import MAPS, BNPad2d, ChannelMap, Filter, FixedScale, Scale, Sum
 from yolorep.blocks.registry import BLOCKS, IDENTITIES, Block, block_of, register_block
 from yolorep.blocks.site import Site
 from yolorep.training.decay import decay_equivalent_kernels_
@@ -33,7 +33,6 @@ __all__ = [
     "Conv_C3",
     "Filter",
     "FixedScale",
-    "KernelMap",
     "Scale",
     "Site",
     "Sum",

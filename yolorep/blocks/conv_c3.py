@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from yolorep.algebra import Kernel, as_pair
 from yolorep.blocks.laws import DENSE_TERM, MASK, Parts, Term, law_of
-from yolorep.blocks.registry import SQUEEZES, block_of, check_options
+from yolorep.blocks.registry import SQUEEZES, block_of, check_options, name_of
 from yolorep.blocks.site import Site
 from yolorep.blocks.starts import DENSE, gain_of, silence_
 from yolorep.blocks.twin import freeze_, trainable_weight
@@ -104,7 +104,7 @@ class Conv_C3(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.deployed:
             return self.act(self.conv(x))
-        squeeze = SQUEEZES.get(self.block.partition("(")[0])
+        squeeze = SQUEEZES.get(name_of(self.block))
         return self.act(law_of(self.law).forward(self._parts(), x, self.joint, squeeze))
 
     @property

@@ -174,6 +174,16 @@ def block_of(spec: str) -> Block:
     return replace(block, declare=partial(block.declare, **given)) if given else block
 
 
+def name_of(spec: str) -> str:
+    """Return the name of a block without its options.
+
+    Example:
+        >>> name_of("mobileone(branches=6)")
+        'mobileone'
+    """
+    return spec.partition("(")[0].strip()
+
+
 def check_options(block: str, identity: str) -> None:
     """Check the names of a block and of an identity.
 

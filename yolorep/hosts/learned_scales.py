@@ -9,6 +9,7 @@ from torch import nn
 from yolorep.blocks.conv_c3 import Conv_C3
 from yolorep.blocks.csla import SMALL
 from yolorep.blocks.linear import Scale
+from yolorep.blocks.registry import name_of
 from yolorep.errors import CheckpointError, UsageError
 from yolorep.given_scales import OPTION, GivenScales
 from yolorep.hosts import restricted_pickle
@@ -57,5 +58,5 @@ def learned(model: nn.Module) -> dict[str, list[float]]:
     return {
         name: scale.weight.detach().double().abs().tolist()
         for name, scale in scales.items()
-        if isinstance(scale, Scale) and blocks[name].block.partition("(")[0].strip() == "csla"
+        if isinstance(scale, Scale) and name_of(blocks[name].block) == "csla"
     }

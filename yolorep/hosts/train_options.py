@@ -21,15 +21,16 @@ import yaml
 
 from yolorep import model_yaml
 from yolorep.blocks.csla import LEARNED
+from yolorep.blocks.registry import name_of
 from yolorep.errors import UsageError
+from yolorep.given_scales import CONSTANT, SCALES, GivenScales
 from yolorep.given_scales import OPTION as OF_SCALES
-from yolorep.given_scales import SCALES
 from yolorep.host import Host
+from yolorep.hosts.learned_scales import read_scales
 from yolorep.late_request import LATE, LateRequest
 from yolorep.late_request import OPTION as REP_FROM
 from yolorep.policy import OF_MODEL, Policy
 
-CONSTANT = ("repopt", "csla")  # blocks with constants, unless they are learned
 OF_REP = tuple(name for name in OF_MODEL if name != "block")
 NAMES = ("rep", *OF_REP, REP_FROM, OF_SCALES, model_yaml.EQUIVALENT_L2, model_yaml.GAIN_LR)
 
@@ -39,14 +40,14 @@ class TrainOptions:
     """policy: None keeps the model's blocks. equivalent_l2, gain_lr: None keeps the model's setting.
 
     rep_from: the fraction of the epochs after which the model is expanded; None for before the first.
-    scales: a file with constants; None for those of the block.
+    scales: constants for its 1x1 kernels; None for those of the block.
     """
 
     policy: Policy | None = None
     equivalent_l2: bool | None = None
     gain_lr: float | None = None
     rep_from: float | None = None
-    scales: str | None = None
+    scales: GivenScales | None = None
 
     def __bool__(self) -> bool:
         """Return whether any option is given."""
@@ -60,7 +61,7 @@ class TrainOptions:
 
     def recorded(self) -> dict[str, Any]:
         """Return the options as plain values, to be recorded with a run."""
-        given = {REP_FROM: self.rep_from, OF_SCALES: self.scales}
+        given = {REP_FROM: self.rep_from, OF_SCALES: None if self.scales is None else self.scales.file}
         more = {key: value for key, value in given.items() if value is not None}
         return {**({} if self.policy is None else _recorded(self.policy)), **more, **self._settings}
 
@@ -68,11 +69,12 @@ class TrainOptions:
         """Return the model dictionary with the options written into it.
 
         Raises:
-            UsageError: it requests other rep blocks already.
+            UsageError: it requests other rep blocks already, or the same with other constants.
         """
         result = dict(d)
         if self.policy is not None and self.expands(result, host):
-            result.pop(LATE, None)  # of an earlier run
+            for of_earlier_run in (LATE, SCALES):
+                result.pop(of_earlier_run, None)
             if self.rep_from is None:
                 result["rep"] = self.policy.to_yaml()
             else:
@@ -80,25 +82,25 @@ class TrainOptions:
         return {**result, **self.constants(), **self._settings}
 
     def constants(self) -> dict[str, Any]:
-        """Return the constants in the file `scales`, by their key in a model dictionary; empty without.
-
-        Raises:
-            YolorepError: the file cannot be read, or holds none.
-        """
-        if self.scales is None:
-            return {}
-        from yolorep.hosts.learned_scales import read_scales  # needs the hosts' files, which import this
-
-        return {SCALES: read_scales(Path(self.scales)).to_yaml()}
+        """Return the constants by their key in a model dictionary; empty without."""
+        return {} if self.scales is None else {SCALES: self.scales.to_yaml()}
 
     def expands(self, d: dict[str, Any], host: Host) -> bool:
         """Return whether a model of this dictionary has to be expanded: not if it requests the same blocks already.
 
         Raises:
-            UsageError: it requests other blocks.
+            UsageError: it requests other blocks, or the same with other constants.
         """
         known = model_yaml.plan(d, host, checked=False)
-        if self.policy is None or (known.policy == self.policy and self.rep_from is None):
+        if self.policy is None:
+            return False
+        if known.policy == self.policy and self.rep_from is None:
+            if self.scales is not None and (known.scales is None or known.scales.layers != self.scales.layers):
+                has = "its block's constants" if known.scales is None else f"those of {known.scales.file}"
+                raise UsageError(
+                    f"the model has rep={self.policy.block} with {has} already, so {OF_SCALES}={self.scales.file} "
+                    "cannot be used; leave scales out to train it as it is, or start from the stock model"
+                )
             return False
         named = sorted(
             {name for name, options in known.rows.values() if name != model_yaml.FC and options.block != "plain"}
@@ -117,8 +119,8 @@ def recorded_of(d: Mapping[str, Any]) -> dict[str, Any]:
     late = LateRequest.of(d, checked=False)
     policy, fraction = (None, None) if late is None else (late.policy, late.fraction)
     policy = Policy.from_yaml(d["rep"], checked=False) if d.get("rep") else policy
-    file = (d.get(SCALES) or {}).get("file")
-    return TrainOptions(policy, d.get(model_yaml.EQUIVALENT_L2), d.get(model_yaml.GAIN_LR), fraction, file).recorded()
+    settings = (d.get(model_yaml.EQUIVALENT_L2), d.get(model_yaml.GAIN_LR))
+    return TrainOptions(policy, *settings, fraction, GivenScales.of(d)).recorded()
 
 
 def _recorded(policy: Policy) -> dict[str, Any]:
@@ -130,8 +132,9 @@ def read(given: Mapping[str, Any]) -> TrainOptions:
     """Return the options among `NAMES`, from Python values.
 
     Raises:
-        BlockError: an unknown block, identity or key.
-        UsageError: `identity` or `select` without `rep`, or twice.
+        BlockError: an unknown block, identity or key, or a file of constants that are none.
+        UsageError: `identity` or `select` without `rep`, or twice; a block without constants, or no such file.
+        CheckpointError, HostError: the file of constants cannot be read.
     """
     asked = {name: value for name, value in given.items() if value is not None}
     rep, extra = asked.get("rep"), {name: asked[name] for name in OF_REP if name in asked}
@@ -152,24 +155,24 @@ def read(given: Mapping[str, Any]) -> TrainOptions:
         model_yaml.flag(asked[model_yaml.EQUIVALENT_L2]) if model_yaml.EQUIVALENT_L2 in asked else None,
         model_yaml.factor(asked[model_yaml.GAIN_LR]) if model_yaml.GAIN_LR in asked else None,
         asked.get(REP_FROM),
-        _scales_file(asked.get(OF_SCALES), policy),
+        _scales(asked.get(OF_SCALES), policy),
     )
 
 
-def _scales_file(given: Any, policy: Policy | None) -> str | None:
-    """Return the value of `scales`.
+def _scales(given: Any, policy: Policy | None) -> GivenScales | None:
+    """Return the constants in the file `scales`.
 
     Raises:
-        UsageError: it is no file's name, or the block has no constants.
+        YolorepError: it is no file's name, the file cannot be read, or the block has no constants.
     """
     if given is None:
         return None
-    block = None if policy is None else policy.block.partition("(")[0].strip()
+    block = None if policy is None else name_of(policy.block)
     if block not in CONSTANT or LEARNED in policy.block:  # type: ignore[union-attr]
         raise UsageError(f"{OF_SCALES} is for constants; accepted beside it: rep={' and rep='.join(CONSTANT)}")
     if not isinstance(given, (str, Path)):
         raise UsageError(f"{OF_SCALES}={given} is not accepted; accepted: a checkpoint (.pt), or a YAML or JSON file")
-    return str(given)
+    return read_scales(Path(given))
 
 
 def from_pairs(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:

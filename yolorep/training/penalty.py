@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from yolorep.algebra import centre
 from yolorep.blocks.conv_c3 import Conv_C3
+from yolorep.blocks.registry import name_of
 from yolorep.errors import BlockError
 
 TINY = 1e-12  # lower bound of s ** 2 + o ** 2, which is zero in a pruned channel
@@ -98,7 +99,7 @@ def _penalty(block: Conv_C3, a: Tensor, b: Tensor) -> Tensor:
 
 
 def _covered(model: nn.Module) -> list[Conv_C3]:
-    return [b for b in _undeployed(model) if b.block.partition("(")[0].strip() == "repvgg" and hasattr(b, "branch_1x1")]
+    return [b for b in _undeployed(model) if name_of(b.block) == "repvgg" and hasattr(b, "branch_1x1")]
 
 
 def _undeployed(model: nn.Module) -> list[Conv_C3]:

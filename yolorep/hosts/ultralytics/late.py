@@ -15,7 +15,7 @@ from yolorep.errors import UsageError
 from yolorep.host import unwrapped
 from yolorep.hosts.announcements import announce_training, late_line, logger_of
 from yolorep.hosts.late_expansion import carry_state_, expand_both_, restarted
-from yolorep.late_request import LATE, OPTION, LateRequest, pending
+from yolorep.late_request import LATE, OPTION, LateRequest, begun, pending, without_earlier
 from yolorep.stock_layers import rep_blocks
 
 REBUILT = "_optimizer_by_yolorep"  # on a trainer: builds its optimizer again, for the model that it is given
@@ -37,7 +37,7 @@ def check(trainer: Any) -> None:
     Raises:
         UsageError: the run is of several devices, is too short, or has an argument that does not go with it.
     """
-    _forget_met_(trainer)
+    forget_earlier_(trainer)
     request = request_of(trainer)
     if request is None:
         return
@@ -51,14 +51,22 @@ def check(trainer: Any) -> None:
         if value not in accepted:
             raise UsageError(f"{OPTION} does not go with {name}={value}; accepted: a run without {name}")
     request.first_epoch(trainer.epochs)
+    for model in _models(trainer):
+        model.yaml = begun(model.yaml)
 
 
-def _forget_met_(trainer: Any) -> None:
-    """Take the request of an earlier run, which has met it, out of the YAML of a model that is trained further."""
-    models = [unwrapped(trainer.model), getattr(trainer.ema, "ema", None)]
-    for yaml in (getattr(model, "yaml", None) for model in models if not trainer.resume):
-        if isinstance(yaml, dict) and yaml.get("rep") is not None:
-            yaml.pop(LATE, None)
+def forget_earlier_(trainer: Any) -> None:
+    """Take the request of an earlier run out of the YAML of a model that is trained further, but is not resumed."""
+    for model in _models(trainer):
+        if not trainer.resume:
+            model.yaml = without_earlier(model.yaml)
+
+
+def _models(trainer: Any) -> list[Any]:
+    """Return the model that is trained and its average, as far as they are built, and have a request."""
+    model, average = getattr(trainer, "model", None), getattr(getattr(trainer, "ema", None), "ema", None)
+    built: list[Any] = [unwrapped(one) for one in (model, average) if isinstance(one, nn.Module)]
+    return [one for one in built if isinstance(getattr(one, "yaml", None), dict) and one.yaml.get(LATE) is not None]
 
 
 def several_devices(trainer: Any) -> bool:
@@ -94,7 +102,7 @@ def begin_epoch(trainer: Any) -> None:
             trainer.stopper.best_epoch = trainer.epoch  # `patience` counts from here
             _save(trainer)
             blocks = len(rep_blocks(trainer.model))
-            rate = max(group["initial_lr"] for group in trainer.optimizer.param_groups)
+            rate = trainer.optimizer.param_groups[0]["initial_lr"]  # that of the gains is a multiple of it
             logger_of(trainer.model).info(late_line(trainer.epoch + 1, trainer.epochs, blocks, added, rate))
             announce_training(trainer.model)
 
@@ -107,13 +115,24 @@ def _expand_(trainer: Any, request: LateRequest) -> int:
     added = expand_both_(trainer.model, trainer.ema.ema, policy, images)
     if hasattr(trainer.ema, "_pairs"):
         trainer.ema._pairs = None  # the tensors of both, which the host lists once
+    frozen = _frozen(trainer)
     for name, parameter in trainer.model.named_parameters():
-        if any(frozen in name for frozen in trainer.freeze_layer_names):
+        if any(part in name for part in frozen):
             parameter.requires_grad = False
     before = trainer.optimizer
     trainer.optimizer = getattr(trainer, REBUILT)(trainer.model)
     carry_state_(before, trainer.optimizer)
     return added
+
+
+def _frozen(trainer: Any) -> list[str]:
+    """Return the parts of the names of parameters that the run freezes, which older versions keep to themselves."""
+    names = getattr(trainer, "freeze_layer_names", None)
+    if names is None:
+        given = trainer.args.freeze
+        layers = range(given) if isinstance(given, int) else given or []
+        names = [*(f"model.{index}." for index in layers), ".dfl"]
+    return list(names)
 
 
 def _schedule_(trainer: Any) -> None:

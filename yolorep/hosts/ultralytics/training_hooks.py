@@ -154,6 +154,7 @@ def _run_callbacks(first: bool, original: Any, trainer: Any, event: str, *args: 
         if event == "on_train_end":
             announce_checkpoints(logger_of(trainer.ema.ema), trainer.best, trainer.last)
         return result
+    late.forget_earlier_(trainer)
     options = run_record.options_of(trainer)
     with run_record.lent(trainer.args, options):
         result = original(trainer, event, *args, **kwargs)
