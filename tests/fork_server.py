@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import gc
 import importlib
+import inspect
 import io
 import json
 import os
@@ -30,8 +31,11 @@ LIBRARIES = (
     *("torch", "torch._dynamo", "torch.onnx", "torch.utils.data", "torch.utils.tensorboard", "torch.distributed"),
     *("torchvision", "cv2", "numpy", "pandas", "scipy.ndimage", "scipy.signal", "matplotlib.pyplot", "seaborn"),
     *("PIL.ImageDraw", "PIL.ImageFont", "PIL.ImageOps", "yaml", "requests", "psutil", "onnx", "onnxscript"),
-    *("typer", "click", "rich.console", "rich.table", "pydantic", "wrapt", "unittest", "doctest"),
+    *("typer", "click", "rich.console", "rich.table", "pydantic.dataclasses", "pydantic.json_schema", "wrapt"),
+    *("unittest", "doctest", "requests_toolbelt", "filetype", "platformdirs"),
 )
+# YOLOv5 calls `inspect.stack` as it is imported, which looks in all modules for that of each frame of an import.
+FROZEN = {f"<frozen {name}>": name for name in ("importlib._bootstrap", "importlib._bootstrap_external")}
 ASLEEP = "torchvision"
 # What libraries read while they are imported. A program whose environment differs in one gets a process of its own.
 EARLY = (
@@ -143,6 +147,7 @@ def serve(preload: tuple[str, ...]) -> Program:
             importlib.import_module(name)
         except ImportError:
             continue  # an optional library, or a name of another version
+    inspect.modulesbyfile.update(FROZEN)  # type: ignore[attr-defined]
     gc.collect()
     gc.freeze()
     for line in iter(sys.stdin.buffer.readline, b""):
