@@ -60,11 +60,12 @@ def check_share(share: float) -> None:
 
 @torch.no_grad()
 def weigh_twins_(model: nn.Module, share: float) -> int:
-    """Give the frozen path of each block `twin` a share of what its two paths add up to, in place.
+    """Give the frozen path of each block `twin` a share of the gains of its two paths, in place.
 
-    The gain of the frozen path is multiplied by 2 * share, that of the trained path by 2 * (1 - share). At 0.5 the
-    model stays as it was trained; at 0 and 1 one path is left, twice. The biases stay, so that in eval mode the kernel
-    and the bias of the folded convolution are linear in the share. Returns the number of blocks.
+    Only the gains (gamma) of the batch norms are scaled: that of the frozen path by 2 * share, that of the trained path
+    by 2 * (1 - share). Their biases (beta) stay as they are, at every share. At 0.5 the model stays as it was trained;
+    at 0 and 1 the kernel of one path is left, with twice its gain. In eval mode the kernel and the bias of the folded
+    convolution are linear in the share. Returns the number of blocks.
 
     Raises:
         BlockError: the share is not from 0 to 1, there is no such block, or none has been trained: the statistics of

@@ -18,7 +18,7 @@ class Scheme:
     per_channel: one weight scale per output channel instead of one per tensor.
     symmetric: activations are quantized symmetrically around zero, else with a zero point.
     ranges: of activations: "minmax"; "percentile" ignores the largest and the smallest 0.01 % of the values; "mse" has
-        the smallest squared error of rounding and clipping together.
+        a small squared error of rounding and clipping together, found by a search over candidates (`mse_range`).
     bias_correction: shift each bias by the mean error that quantization adds to its channel (arXiv 1906.04721).
     equalize: rescale the channels between two convolutions that only a ReLU separates (arXiv 1906.04721).
     """
