@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.main import get_command
 
 from yolorep._version import __version__
 from yolorep.commands import files, pass_on
@@ -182,13 +184,19 @@ def models() -> None:
     typer.echo("\n".join(model_lines()))
 
 
+@cache
+def click_command() -> Any:
+    """Return the command with all that is below it, which typer makes from the functions."""
+    return get_command(app)
+
+
 def main() -> None:
     """Run the command; an error that yolorep raises on purpose is one sentence and exit code 2.
 
     Errors of the operating system about files, such as a full disk, are reported in the same way.
     """
     try:
-        app()
+        click_command()()
     except YolorepError as error:
         _fail(str(error))
     except BrokenPipeError:  # the reader of a pipe has gone, as in `yolorep models | head`

@@ -6,6 +6,7 @@ import inspect
 import re
 from collections.abc import Callable
 from enum import Enum
+from functools import cache
 from typing import Annotated, Any, get_type_hints
 
 import typer
@@ -55,7 +56,7 @@ class Command(TyperCommand):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.params.append(_plugin_option())
-        if self.callback is None:
+        if self.callback is None or all(getattr(param, "help", None) for param in self.params):
             return
         hints = get_type_hints(inspect.unwrap(self.callback), include_extras=True)
         for param in self.params:
@@ -76,8 +77,12 @@ class Command(TyperCommand):
         """Write nothing: click 8.5 lists the arguments here, and typer lists them with the options."""
 
 
+@cache
 def _plugin_option() -> Any:
-    """Let typer make the option from a function: what the classes in `typer.core` take differs between versions."""
+    """Return the option, the same one for all commands.
+
+    typer makes it from a function: what the classes in `typer.core` take differs between versions.
+    """
 
     def carrier(
         plugin: Annotated[
