@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -31,7 +32,7 @@ ultralytics = pytest.importorskip("ultralytics")
 QUIET = {"workers": 0, "device": "cpu", "plots": False, "amp": False, "verbose": False}
 SHORT = {"imgsz": 32, "batch": 4, "nbs": 4, "epochs": 4, "optimizer": "SGD", "warmup_epochs": 0, "lr0": 0.02}
 EPOCHS, FIRST = 4, 2
-BLOCKS = 5  # of yolov8n that SELECT takes
+BLOCKS = 5  # that SELECT takes
 SELECT = [1, "model.2.*"]
 
 
@@ -76,7 +77,17 @@ def train(model: Any, data: Path, folder: Path, stop: int | None = None, **optio
 
 
 @pytest.fixture(scope="module")
-def whole(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The YAML of a detector of few layers."""
+    backbone = [[-1, 1, "Conv", [16, 3, 2]], [-1, 1, "Conv", [32, 3, 2]], [-1, 1, "C2f", [32, True]]]
+    backbone += [[-1, 1, "Conv", [64, 3, 2]], [-1, 1, "Conv", [64, 3, 2]]]
+    file = tmp_path_factory.mktemp("model") / "small.yaml"
+    file.write_text(json.dumps({"nc": 2, "backbone": backbone, "head": [[[3, 4], 1, "Detect", ["nc"]]]}))
+    return file
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory, small: Path) -> dict[str, Any]:
     """A run that is expanded in its middle, with the log of it."""
     lines: list[str] = []
     logger = ultralytics.utils.LOGGER
@@ -85,7 +96,7 @@ def whole(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     try:
         folder = tmp_path_factory.mktemp("whole")
         seen = train(
-            ultralytics.YOLO("yolov8n.yaml"), tiny_dataset, folder, rep="repvgg", select=SELECT, rep_from=0.5, gain_lr=4
+            ultralytics.YOLO(small), tiny_dataset, folder, rep="repvgg", select=SELECT, rep_from=0.5, gain_lr=4
         )
     finally:
         logger.removeHandler(handler)
@@ -144,10 +155,10 @@ def test_the_log_says_once_what_happened(whole: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("stop", [0, 2], ids=["before", "after"])
 def test_a_resumed_run_goes_on_with_the_same_schedule(
-    stop: int, whole: dict[str, Any], tiny_dataset: Path, tmp_path: Path
+    stop: int, whole: dict[str, Any], tiny_dataset: Path, tmp_path: Path, small: Path
 ) -> None:
     asked = {"rep": "repvgg", "select": SELECT, "rep_from": 0.5, "gain_lr": 4}
-    first = train(ultralytics.YOLO("yolov8n.yaml"), tiny_dataset, tmp_path, stop, **asked)
+    first = train(ultralytics.YOLO(small), tiny_dataset, tmp_path, stop, **asked)
     assert first["interrupted"]
     again = train(ultralytics.YOLO(first["save"] / "last.pt"), tiny_dataset, tmp_path, resume=True)
     epochs = range(stop + 1, EPOCHS)
@@ -156,9 +167,11 @@ def test_a_resumed_run_goes_on_with_the_same_schedule(
     assert again["groups"] == {epoch: whole["groups"][epoch] for epoch in epochs}
 
 
-def test_last_is_written_again_so_that_nan_recovery_finds_the_branches(tiny_dataset: Path, tmp_path: Path) -> None:
+def test_last_is_written_again_so_that_nan_recovery_finds_the_branches(
+    tiny_dataset: Path, tmp_path: Path, small: Path
+) -> None:
     found: dict[str, Any] = {}
-    model = ultralytics.YOLO("yolov8n.yaml")
+    model = ultralytics.YOLO(small)
 
     def look(trainer: Any) -> None:
         if trainer.epoch == 1:
@@ -182,10 +195,10 @@ def test_a_new_run_from_an_expanded_checkpoint_starts_no_rate_again(
 
 @pytest.mark.parametrize(("fitness", "blocks"), [((0.1, 0.5, 0.2), BLOCKS), ((0.5, 0.1, 0.2), 0)], ids=str)
 def test_the_best_checkpoint_has_branches_from_the_epoch_before_the_expansion_on(
-    fitness: tuple[float, ...], blocks: int, tiny_dataset: Path, tmp_path: Path
+    fitness: tuple[float, ...], blocks: int, tiny_dataset: Path, tmp_path: Path, small: Path
 ) -> None:
     """That epoch is written again, expanded. A run from a stock one trains a stock model."""
-    model = ultralytics.YOLO("yolov8n.yaml")
+    model = ultralytics.YOLO(small)
 
     def validate(trainer: Any) -> tuple[dict[str, float], float]:
         trainer.best_fitness = max(fitness[: trainer.epoch + 1])
@@ -212,11 +225,9 @@ def test_layers_are_frozen_in_versions_that_keep_their_names_to_themselves(freez
 
 @pytest.mark.parametrize("options", [{"rep": "repvgg", "start": "split"}, {"rep": "refconv"}, {"rep": "twin"}], ids=str)
 def test_blocks_that_build_on_trained_kernels_are_made_in_the_middle(
-    options: dict[str, Any], tiny_dataset: Path, tmp_path: Path
+    options: dict[str, Any], tiny_dataset: Path, tmp_path: Path, small: Path
 ) -> None:
-    seen = train(
-        ultralytics.YOLO("yolov8n.yaml"), tiny_dataset, tmp_path, select=SELECT, rep_from=0.5, epochs=2, **options
-    )
+    seen = train(ultralytics.YOLO(small), tiny_dataset, tmp_path, select=SELECT, rep_from=0.5, epochs=2, **options)
     assert seen["blocks"][1] > 0
     for before, after in zip(seen["out"][0, "end"], seen["out"][1, "start"], strict=True):
         assert_same_outputs(before, after)
@@ -224,8 +235,8 @@ def test_blocks_that_build_on_trained_kernels_are_made_in_the_middle(
     assert f"{seen['blocks'][1]} blocks folded" in printed
 
 
-def test_masks_begin_in_the_middle(tiny_dataset: Path, tmp_path: Path) -> None:
-    model = ultralytics.YOLO("yolov8n.yaml")
+def test_masks_begin_in_the_middle(tiny_dataset: Path, tmp_path: Path, small: Path) -> None:
+    model = ultralytics.YOLO(small)
     hooks: list[int] = []
     model.add_callback(
         "on_train_epoch_start", lambda trainer: hooks.append(len(trainer.optimizer._optimizer_step_pre_hooks))
