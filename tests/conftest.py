@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import gc
 import os
 import shutil
 import tempfile
@@ -49,6 +50,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     counts = Counter(item.path for item in items)
     place = {path: LONG.index(name) if name in LONG else len(LONG) for path, name in names.items()}
     items.sort(key=lambda item: (place[item.path], -counts[item.path], names[item.path]))
+
+
+def pytest_collection_finish() -> None:
+    """Keep the garbage collector, which the hosts call, from the objects of the imported libraries."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

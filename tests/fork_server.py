@@ -28,11 +28,11 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARIES = (
-    *("torch", "torch._dynamo", "torch.onnx", "torch.utils.data", "torch.utils.tensorboard", "torch.distributed"),
-    *("torchvision", "cv2", "numpy", "pandas", "scipy.ndimage", "scipy.signal", "matplotlib.pyplot", "seaborn"),
-    *("PIL.ImageDraw", "PIL.ImageFont", "PIL.ImageOps", "yaml", "requests", "psutil", "onnx", "onnxscript"),
-    *("typer", "click", "rich.console", "rich.table", "pydantic.dataclasses", "pydantic.json_schema", "wrapt"),
-    *("unittest", "doctest", "requests_toolbelt", "filetype", "platformdirs"),
+    *("torch", "torch._dynamo", "torch._inductor.config", "torch.onnx", "torch.utils.data", "torch.distributed"),
+    *("torch.utils.tensorboard", "torchvision", "cv2", "numpy", "pandas", "scipy.ndimage", "scipy.signal", "seaborn"),
+    *("matplotlib.pyplot", "PIL.ImageDraw", "PIL.ImageFont", "PIL.ImageOps", "yaml", "requests", "psutil", "onnx"),
+    *("onnxscript", "typer", "click", "rich.console", "rich.table", "pydantic.dataclasses", "pydantic.json_schema"),
+    *("wrapt", "unittest", "doctest", "requests_toolbelt", "filetype", "platformdirs"),
 )
 # YOLOv5 calls `inspect.stack` as it is imported, which looks in all modules for that of each frame of an import.
 FROZEN = {f"<frozen {name}>": name for name in ("importlib._bootstrap", "importlib._bootstrap_external")}
