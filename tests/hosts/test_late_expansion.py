@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from copy import deepcopy
 from functools import partial
@@ -145,6 +146,16 @@ def test_old_parameters_keep_their_momentum_and_new_ones_join_their_groups(whole
         assert (id(parameter) in decayed) == kernel, name
 
 
+def test_the_table_of_the_epochs_has_a_column_for_the_rate_of_the_gains(whole: dict[str, Any]) -> None:
+    """It is read for plots, and stored in checkpoints."""
+    head, *rows = csv.reader((whole["save"].parent / "results.csv").read_text().splitlines())
+    assert head[-1].strip() == "lr/pg3"
+    assert [len(row) for row in rows] == [len(head)] * EPOCHS
+    assert [float(row[-1]) for row in rows] == pytest.approx([0, 0, *(4 * whole["rates"][epoch] for epoch in (2, 3))])
+    stored = torch.load(whole["save"] / "last.pt", weights_only=False)["train_results"]
+    assert [len(column) for column in stored.values()] == [EPOCHS] * len(head)
+
+
 def test_the_log_says_once_what_happened(whole: dict[str, Any]) -> None:
     said = [line for line in whole["lines"] if "epoch" in line]
     assert len(said) == 2
@@ -177,7 +188,8 @@ def test_last_is_written_again_so_that_nan_recovery_finds_the_branches(
         if trainer.epoch == 1:
             saved = torch.load(trainer.last, weights_only=False)
             found.update(epoch=saved["epoch"], blocks=len(rep_blocks(saved["ema"])))
-            trainer._load_checkpoint_state(saved)  # what the recovery does; it fails where the groups differ
+            if hasattr(trainer, "_load_checkpoint_state"):  # the recovery, which fails where the groups differ
+                trainer._load_checkpoint_state(saved)
 
     model.add_callback("on_train_epoch_start", look)
     train(model, tiny_dataset, tmp_path, rep="repvgg", select=SELECT, rep_from=0.5, epochs=2)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from yolorep.atomic_files import written_whole
 from yolorep.blocks.registry import block_of
 from yolorep.blocks.starts import SPLIT
 from yolorep.calibration import MEASURED
@@ -16,10 +18,12 @@ from yolorep.host import unwrapped
 from yolorep.hosts.announcements import announce_training, late_line, logger_of
 from yolorep.hosts.late_expansion import carry_state_, expand_both_, restarted
 from yolorep.late_request import LATE, OPTION, LateRequest, begun, pending, without_earlier
+from yolorep.paths import is_file
 from yolorep.stock_layers import rep_blocks
 
 REBUILT = "_optimizer_by_yolorep"  # on a trainer: builds its optimizer again, for the model that it is given
 RESTARTED = "_restarted_by_yolorep"  # on a trainer: whether its learning rate has started again
+RATE = "lr/pg"  # and its number: the column of a parameter group's rate in the host's `results.csv`
 # Arguments of ultralytics that wrap or replace the model or the schedule, with the values that leave them alone.
 REFUSED = {"time": (None,), "compile": (None, False), "distill_model": (None,), "quantize": (None, 32, 16)}
 
@@ -99,6 +103,7 @@ def begin_epoch(trainer: Any) -> None:
         added = _expand_(trainer, request) if pending(trainer.model.yaml) is not None else None
         _schedule_(trainer)
         if added is not None:
+            _widen(trainer.csv, len(trainer.optimizer.param_groups))
             trainer.stopper.best_epoch = trainer.epoch  # `patience` counts from here
             _save(trainer)
             blocks = len(rep_blocks(trainer.model))
@@ -151,6 +156,21 @@ def _images(trainer: Any) -> Iterator[Tensor]:
         if seen >= MEASURED:
             break
     trainer.train_loader.reset()
+
+
+def _widen(file: Path, groups: int) -> None:
+    """Give the table of a run's epochs a column for each parameter group that the expansion has added.
+
+    The host writes the head of the table once; readers refuse rows that are longer. Earlier epochs get a rate of 0.
+    """
+    if not is_file(file):
+        return
+    head, *rows = file.read_text(encoding="utf-8").splitlines()
+    new = [f"{RATE}{group}" for group in range(head.count(RATE), groups)]
+    if new:
+        lines = [",".join([head, *new]), *(",".join([row, *["0"] * len(new)]) for row in rows)]
+        with written_whole(file) as stream:
+            stream.write("\n".join(lines) + "\n")
 
 
 def _save(trainer: Any) -> None:
