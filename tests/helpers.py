@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,6 +38,15 @@ def randomize_(module: Module, seed: int = 0) -> Module:
                 norm.running_mean.copy_(uniform(norm.running_mean, -0.5, 0.5))
                 norm.running_var.copy_(uniform(norm.running_var, 0.3, 2))
     return module
+
+
+def write_small(file: Path, **more: Any) -> Path:
+    """Write the model YAML of a detector of few layers, whose training takes moments. more: keys beside its rows."""
+    backbone = [[-1, 1, "Conv", [16, 3, 2]], [-1, 1, "Conv", [32, 3, 2]], [-1, 1, "C2f", [32, True]]]
+    backbone += [[-1, 1, "Conv", [64, 3, 2]], [-1, 1, "Conv", [64, 3, 2]]]
+    rows = {"nc": 2, "backbone": backbone, "head": [[[3, 4], 1, "Detect", ["nc"]]]}
+    file.write_text(json.dumps({**rows, **more}))
+    return file
 
 
 def relative_error(expected: Tensor, got: Tensor) -> float:

@@ -17,7 +17,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from tests.helpers import ROOT
+from tests.helpers import ROOT, write_small
 from tests.processes import yolorep
 from yolorep import Conv_C3
 from yolorep.commands import compare
@@ -36,7 +36,7 @@ SMALL = ("epochs=3", "imgsz=32", "batch=4", "seeds=2", "lr=1", "jobs=1", "rep=cs
 
 
 def arguments(data: Path) -> list[str]:
-    return ["compare", "model=yolov5n.yaml", f"data={data}", "out=out", *SMALL]
+    return ["compare", "model=small.yaml", f"data={data}", "out=out", *SMALL]
 
 
 def start(data: Path, folder: Path) -> subprocess.Popen[bytes]:
@@ -68,6 +68,7 @@ def processes_below(folder: Path) -> list[str]:
 def compared(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A comparison that was killed in the middle of a training, and then carried out by the same command."""
     folder = tmp_path_factory.mktemp("compared")
+    write_small(folder / "small.yaml")
     process = start(tiny_dataset, folder)
     run = folder / "out" / "csla-seed0-lr1-3"
     wait_for(lambda: (run / "train" / "weights" / "last.pt").is_file() or process.poll() is not None)
@@ -113,7 +114,7 @@ def test_the_report_is_whole(compared: Path) -> None:
 
 def test_the_same_command_trains_nothing_again(compared: Path, tiny_dataset: Path) -> None:
     printed = yolorep(*arguments(tiny_dataset), cwd=compared)
-    assert "equal epochs: " not in printed.partition("yolov5n.yaml on")[2].partition("points")[0]
+    assert "equal epochs: " not in printed.partition("small.yaml on")[2].partition("points")[0]
     assert "wrote out/compare.json" in printed
 
 
@@ -167,6 +168,7 @@ def test_other_settings_are_refused(compared: Path, tiny_dataset: Path) -> None:
 
 def test_a_run_that_fails_names_its_log(tiny_dataset: Path, tmp_path: Path) -> None:
     """An optimizer that the host takes and torch does not have."""
+    write_small(tmp_path / "small.yaml")
     printed = yolorep(*arguments(tiny_dataset), "optimizer=Adamax2", cwd=tmp_path, code=2)
     told = " ".join(printed.split())
     assert "the run stock-seed0-lr1-3 failed with exit code 1" in told
@@ -202,13 +204,14 @@ def test_another_network_is_built_for_the_classes_with_its_own_branches(tiny_dat
 
 
 def test_a_network_is_added_to_a_comparison_that_has_ended(compared: Path, tiny_dataset: Path, tmp_path: Path) -> None:
-    shutil.copytree(compared / "out", tmp_path / "out")
-    printed = yolorep(*arguments(tiny_dataset), "network=yolov5n-csprepresnet.yaml", cwd=tmp_path)
-    assert "equal epochs: yolov5n-csprepresnet, seed 1" in printed
+    shutil.copytree(compared, tmp_path, dirs_exist_ok=True)
+    write_small(tmp_path / "branched.yaml", rep="acb")
+    printed = yolorep(*arguments(tiny_dataset), "network=branched.yaml", cwd=tmp_path)
+    assert "equal epochs: branched, seed 1" in printed
     assert "equal epochs: csla" not in printed
-    assert "yolov5n-csprepresnet at equal epochs: " in printed
+    assert "branched at equal epochs: " in printed
     rows = json.loads((tmp_path / "out" / "compare.json").read_text())["rows"]
-    assert [row["arm"] for row in rows] == ["stock", "csla", "yolov5n-csprepresnet"]
+    assert [row["arm"] for row in rows] == ["stock", "csla", "branched"]
     assert rows[2]["cost"]["latency"] != 1.0
     assert rows[2]["equal_time"] is not None
 

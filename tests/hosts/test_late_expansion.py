@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.helpers import assert_same_outputs, randomize_
+from tests.helpers import assert_same_outputs, randomize_, write_small
 from tests.processes import yolorep
 from yolorep import BlockError, YolorepError
 from yolorep.errors import UsageError
@@ -79,12 +78,7 @@ def train(model: Any, data: Path, folder: Path, stop: int | None = None, **optio
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The YAML of a detector of few layers."""
-    backbone = [[-1, 1, "Conv", [16, 3, 2]], [-1, 1, "Conv", [32, 3, 2]], [-1, 1, "C2f", [32, True]]]
-    backbone += [[-1, 1, "Conv", [64, 3, 2]], [-1, 1, "Conv", [64, 3, 2]]]
-    file = tmp_path_factory.mktemp("model") / "small.yaml"
-    file.write_text(json.dumps({"nc": 2, "backbone": backbone, "head": [[[3, 4], 1, "Detect", ["nc"]]]}))
-    return file
+    return write_small(tmp_path_factory.mktemp("model") / "small.yaml")
 
 
 @pytest.fixture(scope="module")
