@@ -19,6 +19,7 @@ from benchmarks.roundtrip import SIDE, generator, randomize_, relative
 from yolorep.errors import first_line
 from yolorep.hosts.ultralytics.build import quiet
 from yolorep.stock_layers import rep_blocks
+from yolorep.telemetry import without_telemetry
 
 Export = Callable[[nn.Module, str, Tensor], Any]
 
@@ -97,8 +98,7 @@ def of_tree(model: nn.Module, form: str, image: Tensor) -> Any:
 
 def in_openvino(file: Path, image: Tensor) -> list[Tensor]:
     """Return the outputs of an exported file or folder, computed in float32 on every processor."""
-    import openvino
-
+    openvino = without_telemetry("openvino")
     (xml,) = file.glob("*.xml") if file.is_dir() else (file,)
     compiled = openvino.Core().compile_model(xml, "CPU", FLOAT32)
     return [torch.from_numpy(value) for value in compiled(image.numpy()).values()]

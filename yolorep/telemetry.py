@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
+from typing import Any
 
 REPORTER = "openvino_telemetry"
 
@@ -13,3 +15,16 @@ def send_no_telemetry() -> None:
     Call before either is imported. A process that has imported the package already keeps it.
     """
     sys.modules.setdefault(REPORTER, None)  # type: ignore[arg-type]
+
+
+def without_telemetry(name: str) -> Any:
+    """Import and return a module of OpenVINO or NNCF that sends no usage reports.
+
+    Raises:
+        ImportError: it is not installed.
+
+    Example:
+        >>> without_telemetry("sys").modules["openvino_telemetry"]
+    """
+    send_no_telemetry()
+    return import_module(name)

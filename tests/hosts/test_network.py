@@ -263,3 +263,48 @@ def test_only_training_runs_the_program_in_a_data_yaml_of_yolov5(
     assert (tmp_path / "ran").exists() is (script == "train.py")
     says = {"train.py": "YOLOv5 now runs its download: (from pathlib", "val.py": "is not run: only training runs it"}
     assert says[script] in printed
+
+
+REPORTS = """
+import sys
+from yolorep.hosts import offline
+getattr(offline, sys.argv[1])()
+print(sys.modules.get("openvino_telemetry", "as the user has it"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("call", "environment", "reporter"),
+    [
+        ("go_offline", ONLINE, "None"),  # a command of yolorep
+        ("guard_hosts", OFFLINE, "None"),
+        ("guard_hosts", ONLINE, "as the user has it"),  # a command of a host
+    ],
+    ids=str,
+)
+def test_openvino_and_nncf_report_nothing_where_the_network_is_not_used(
+    call: str, environment: dict[str, str], reporter: str, tmp_path: Path
+) -> None:
+    assert run(REPORTS, call, cwd=tmp_path, **environment).strip() == reporter
+
+
+REPORTED = (
+    NO_NETWORK
+    + """
+from yolorep.telemetry import without_telemetry
+openvino = without_telemetry("openvino")
+import numpy, openvino.opset13 as ops, openvino as ov
+x = ops.parameter([1, 3, 8, 8], numpy.float32)
+w = numpy.ones((4, 3, 3, 3), numpy.float32)
+model = ov.Model([ops.convolution(x, ops.constant(w), [1, 1], [1, 1], [1, 1], [1, 1])], [x])
+nncf = without_telemetry("nncf")
+nncf.quantize(model, nncf.Dataset([numpy.ones((1, 3, 8, 8), numpy.float32)]))
+print("quantized")
+"""
+)
+
+
+def test_quantizing_reaches_no_server(tmp_path: Path) -> None:
+    pytest.importorskip("nncf")
+    pytest.importorskip("openvino")
+    assert "quantized" in run(REPORTED, cwd=tmp_path)

@@ -29,7 +29,6 @@ from yolorep.quantization.report import QuantizationReport
 from yolorep.quantization.schemes import chosen_schemes
 from yolorep.quantization.trials import Trials
 from yolorep.stock_layers import rep_blocks
-from yolorep.telemetry import send_no_telemetry
 
 LARGEST_DROP = 100
 OBSERVED = 32  # calibration images on which the ranges of fine-tuning begin
@@ -83,7 +82,6 @@ def quantize_file(request: Request, console: Console) -> bool:
         UsageError: the output, a scheme, a package or the data set is not accepted; nothing is written.
         CheckpointError, HostError: the checkpoint cannot be read or exported.
     """
-    send_no_telemetry()
     schemes = chosen_schemes(request.schemes, request.target)
     _check_output(request)
     files = calibration_files(request.data, request.images, lambda note: console.print(f"note: {note}", markup=False))

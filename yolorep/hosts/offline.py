@@ -29,6 +29,7 @@ from yolorep.host import HOSTS
 from yolorep.hosts.hooks import Hooks
 from yolorep.hosts.network_setting import is_offline, lends_font, lent_font
 from yolorep.hosts.reachability import check_reachable, limit_lookups
+from yolorep.telemetry import send_no_telemetry
 
 # "true" is the one spelling that every version of ultralytics reads.
 ENVIRONMENT = {"YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false", "YOLOv5_AUTOINSTALL": "false"}
@@ -46,6 +47,7 @@ def guard_hosts() -> None:
     global _guarded
     if is_offline():
         os.environ.update(ENVIRONMENT)
+        send_no_telemetry()
     else:
         limit_lookups()
     if _guarded:

@@ -15,6 +15,7 @@ import yaml
 from yolorep.quantization.graph import Array, equalize_
 from yolorep.quantization.ranges import OUTLIERS, RULES, activation_ranges
 from yolorep.quantization.schemes import Scheme
+from yolorep.telemetry import without_telemetry
 
 BARE = "/WithoutBiases"  # OpenVINO's ending for a convolution whose bias became an addition that has its name
 Feeds = Callable[[], Iterable[dict[str, Array]]]
@@ -40,8 +41,7 @@ def quantize_onnx(source: Path, out: Path, scheme: Scheme, feeds: Feeds, float_n
 
 def quantize_openvino(source: Path, out: Path, scheme: Scheme, feeds: Feeds, float_nodes: Sequence[str]) -> None:
     """Write the 8-bit form of an ONNX model as OpenVINO's `out` (.xml) and the weights beside it (.bin)."""
-    import openvino
-
+    openvino = without_telemetry("openvino")
     with TemporaryDirectory() as folder:
         prepared = Path(folder) / "float.onnx"
         _prepare(source, prepared, scheme)
@@ -59,8 +59,8 @@ def openvino_folder(source: Path, folder: Path, sidecar: str) -> Path:
     host reads beside the model; `{stem}` stands for the model's name.
     """
     import onnx
-    import openvino
 
+    openvino = without_telemetry("openvino")
     out = folder / f"{source.stem}_openvino_model"
     out.mkdir()
     openvino.save_model(openvino.convert_model(source), out / f"{source.stem}.xml", compress_to_fp16=False)
@@ -97,7 +97,7 @@ def _prepare(source: Path, out: Path, scheme: Scheme) -> None:
 
 
 def _nncf(model: Any, scheme: Scheme, feeds: Feeds, float_nodes: Sequence[str]) -> Any:
-    import nncf
+    nncf = without_telemetry("nncf")
     from nncf.quantization import advanced_parameters as advanced
     from nncf.quantization.range_estimator import (
         RangeEstimatorParameters,

@@ -9,6 +9,7 @@ from time import perf_counter
 from typing import Any
 
 from yolorep.quantization.graph import Array
+from yolorep.telemetry import without_telemetry
 
 ROUNDS, WARM_UP = 20, 3  # inferences of each model, timed and not
 
@@ -31,8 +32,7 @@ def latencies(paths: Mapping[str, Path], feed: dict[str, Array]) -> dict[str, fl
 
 def _session(path: Path, feed: dict[str, Array]) -> Callable[[], Any]:
     if path.is_dir():
-        import openvino
-
+        openvino = without_telemetry("openvino")
         compiled = openvino.Core().compile_model(next(path.glob("*.xml")), "CPU", {"PERFORMANCE_HINT": "LATENCY"})
         image = next(iter(feed.values()))
         return lambda: compiled(image)

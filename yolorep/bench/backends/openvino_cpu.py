@@ -13,6 +13,7 @@ from yolorep.errors import UsageError
 from yolorep.quantization.graph import float_nodes
 from yolorep.quantization.int8 import quantize_openvino
 from yolorep.quantization.schemes import SCHEMES
+from yolorep.telemetry import without_telemetry
 
 
 def run_openvino(job: Job, *, precision: str = "f32", int8: bool = False) -> Running:
@@ -23,8 +24,7 @@ def run_openvino(job: Job, *, precision: str = "f32", int8: bool = False) -> Run
     Raises:
         UsageError: the processor has no bfloat16.
     """
-    import openvino
-
+    openvino = without_telemetry("openvino")
     core = openvino.Core()
     if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise UsageError("this processor has no bfloat16")
