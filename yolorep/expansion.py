@@ -27,7 +27,7 @@ from yolorep.folding import sum_of, to_conv
 from yolorep.given_scales import GivenScales, declared
 from yolorep.host import unwrapped
 from yolorep.model_copy import copied
-from yolorep.model_yaml import FC, ROW_KINDS, Plan
+from yolorep.model_yaml import FC, ROW_KINDS, Plan, without_earlier
 from yolorep.placement import Layout, Select, chosen
 from yolorep.policy import Policy, entries
 from yolorep.sharing import share_
@@ -99,11 +99,12 @@ def expand(
     _warn_of_edits(core)
     layers = chosen(named, select, block, identity, Layout.of(core, yaml))
     policy = Policy(block, identity, start=start)
-    given = GivenScales.of(yaml) if isinstance(yaml, dict) else None
+    yaml = without_earlier(yaml) if isinstance(yaml, dict) else None
+    given = GivenScales.of(yaml) if yaml is not None else None
     grow_(layers, policy, trained=True, scales=given)
     if first == SPLIT:
         share_(core, layers, images)
-    if isinstance(yaml, dict):
+    if yaml is not None:
         asked = tuple(name for name, _ in layers) if callable(select) else None if select is None else entries(select)
         core.yaml = {**yaml, "rep": replace(policy, select=asked).to_yaml()}  # type: ignore[assignment]
     return model

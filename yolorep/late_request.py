@@ -1,8 +1,8 @@
 """A request to expand a model in the middle of its training, as it is written in a model YAML.
 
-`rep_late: {block: repvgg, from: 0.66}` trains the stock model for 0.66 of the epochs. The run adds `begun: true`, so
-that a later run from one of its checkpoints does not expand again. Once the model is expanded, the YAML has a `rep:`
-too; `rep_late:` stays, so that a resumed run knows where its learning rate started again.
+`rep_late: {block: repvgg, from: 0.66}` trains the stock model for 0.66 of the epochs. Until then the run notes `begun:
+true`, so that a later run from one of its stock checkpoints does not expand again. Once the model is expanded, the YAML
+has a `rep:` too; `rep_late:` stays, so that a resumed run knows where its learning rate started again.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from yolorep.errors import BlockError, UsageError
-from yolorep.given_scales import SCALES
 from yolorep.policy import Policy
 
 LATE, FROM, BEGUN, OPTION = "rep_late", "from", "begun", "rep_from"
@@ -96,19 +95,10 @@ def begun(d: Mapping[str, Any]) -> dict[str, Any]:
     return {**d, LATE: {**d[LATE], BEGUN: True}}
 
 
-def without_earlier(d: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a model dictionary without the request of an earlier run, whether it was met or not.
-
-    The constants of a request that was not met go with it.
-
-    Example:
-        >>> without_earlier({"nc": 3, "rep_late": {"block": "csla", "from": 0.66, "begun": True}})
-        {'nc': 3}
-    """
-    met, given = d.get("rep") is not None, d.get(LATE)
-    left = isinstance(given, dict) and given.get(BEGUN)
-    dropped = (LATE,) if met else (LATE, SCALES) if left else ()
-    return {key: value for key, value in d.items() if key not in dropped}
+def is_left(d: Mapping[str, Any]) -> bool:
+    """Return whether a model dictionary has a request that its run has begun and not met yet."""
+    given = d.get(LATE)
+    return d.get("rep") is None and isinstance(given, dict) and bool(given.get(BEGUN))
 
 
 def pending(d: Mapping[str, Any]) -> LateRequest | None:

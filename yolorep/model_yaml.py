@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from yolorep.errors import BlockError
 from yolorep.given_scales import SCALES, GivenScales
 from yolorep.host import Host, own_classes
-from yolorep.late_request import LATE, LateRequest
+from yolorep.late_request import LATE, LateRequest, is_left
 from yolorep.policy import OF_BOTTLENECK, OF_CONV, STOCK_SIZES, Policy
 from yolorep.row_schema import (
     BottleneckArguments,
@@ -118,13 +118,13 @@ def plan(model_yaml: dict[str, Any], host: Host, *, checked: bool = True, taken:
     result = Plan(stock)
     flag(stock.pop(EQUIVALENT_L2, False))  # concerns training alone, as the next
     factor(stock.pop(GAIN_LR, 1))
-    LateRequest.of(stock, checked=checked)
+    LateRequest.of(stock, checked=checked and not is_left(stock))  # checked where the run is resumed
     stock.pop(LATE, None)
     result.scales = GivenScales.of(stock)
     stock.pop(SCALES, None)
     given = stock.pop("rep", None)
     if result.scales is not None and given is None and LATE not in model_yaml:
-        raise BlockError(f"{SCALES} is for the blocks of rep, which is not given; accepted: {SCALES} beside rep")
+        raise BlockError(f"{SCALES} is for the blocks of rep or {LATE}, and neither is given; accepted: one of them")
     if given is not None:
         result.policy = Policy.from_yaml(given, checked=checked)
     taken = own_classes(host, ROW_KINDS) if taken is None else taken
@@ -135,6 +135,20 @@ def plan(model_yaml: dict[str, Any], host: Host, *, checked: bool = True, taken:
     if result.is_rep and not host.anchors_in_head:
         _drop_anchors(stock)
     return result
+
+
+def without_earlier(model_yaml: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a model dictionary without the request of an earlier run to expand in its middle.
+
+    What was to be trained with the branches goes with a request that was not met: constants and optimizer settings.
+
+    Example:
+        >>> without_earlier({"nc": 3, "gain_lr": 4, "rep_late": {"block": "acb", "from": 0.66, "begun": True}})
+        {'nc': 3}
+    """
+    met = (LATE,) if model_yaml.get("rep") is not None else ()
+    dropped = (LATE, SCALES, EQUIVALENT_L2, GAIN_LR) if is_left(model_yaml) else met
+    return {key: value for key, value in model_yaml.items() if key not in dropped}
 
 
 def taken_names(model_yaml: dict[str, Any], host: Host) -> list[str]:

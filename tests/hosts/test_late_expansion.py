@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -15,15 +16,17 @@ from torch import nn
 
 from tests.helpers import assert_same_outputs, randomize_, write_small
 from tests.processes import yolorep
-from yolorep import BlockError, YolorepError
+from yolorep import BlockError, YolorepError, expand
 from yolorep.errors import UsageError
 from yolorep.host import ULTRALYTICS, YOLOV5
 from yolorep.hosts.late_expansion import carry_state_, expand_both_, restarted
 from yolorep.hosts.shared_hooks import parse_planned
 from yolorep.hosts.train_options import read, recorded_of
 from yolorep.hosts.ultralytics import late
+from yolorep.hosts.ultralytics.training_hooks import _as_asked
 from yolorep.hosts.yolov5.training_hooks import take_options
-from yolorep.late_request import LateRequest
+from yolorep.late_request import LateRequest, begun
+from yolorep.model_yaml import plan
 from yolorep.policy import Policy
 from yolorep.stock_layers import rep_blocks
 
@@ -199,28 +202,64 @@ def test_a_new_run_from_an_expanded_checkpoint_starts_no_rate_again(
     assert set(seen["blocks"].values()) == {BLOCKS}
 
 
+@pytest.mark.parametrize("interrupted", [False, True], ids=["whole", "resumed"])
 @pytest.mark.parametrize(("fitness", "blocks"), [((0.1, 0.5, 0.2), BLOCKS), ((0.5, 0.1, 0.2), 0)], ids=str)
 def test_the_best_checkpoint_has_branches_from_the_epoch_before_the_expansion_on(
-    fitness: tuple[float, ...], blocks: int, tiny_dataset: Path, tmp_path: Path, small: Path
+    fitness: tuple[float, ...], blocks: int, interrupted: bool, tiny_dataset: Path, tmp_path: Path, small: Path
 ) -> None:
-    """That epoch is written again, expanded. A run from a stock one trains a stock model."""
-    model = ultralytics.YOLO(small)
+    """That epoch is written again, expanded. A run from a stock one trains a stock model, which can be resumed."""
+
+    def on_train_epoch_end(trainer: Any) -> None:
+        trainer.validate = partial(validate, trainer)
 
     def validate(trainer: Any) -> tuple[dict[str, float], float]:
         trainer.best_fitness = max(fitness[: trainer.epoch + 1])
         return {}, fitness[trainer.epoch]
 
-    def on_train_epoch_end(trainer: Any) -> None:
-        trainer.validate = partial(validate, trainer)
+    def judged(file: Path) -> Any:
+        model = ultralytics.YOLO(file)
+        model.add_callback("on_train_epoch_end", on_train_epoch_end)
+        return model
 
-    model.add_callback("on_train_epoch_end", on_train_epoch_end)
-    seen = train(model, tiny_dataset, tmp_path, rep="repvgg", select=SELECT, rep_from=0.5, epochs=len(fitness))
-    assert seen["blocks"] == {0: 0, 1: 0, 2: BLOCKS}
-    best = seen["save"] / "best.pt"
+    asked = {"rep": "repvgg", "select": SELECT, "rep_from": 0.5, "gain_lr": 4, "epochs": len(fitness)}
+    seen = train(judged(small), tiny_dataset, tmp_path, 1 if interrupted else None, **asked)
+    last, best = (seen["save"] / f"{name}.pt" for name in ("last", "best"))
+    if interrupted:
+        seen = train(judged(last), tiny_dataset, tmp_path, resume=True)
+    assert seen["blocks"][2] == BLOCKS
     assert len(rep_blocks(ultralytics.YOLO(best).model)) == blocks
-    further = train(ultralytics.YOLO(best), tiny_dataset, tmp_path, epochs=2)
-    assert further["blocks"] == {0: blocks, 1: blocks}
-    assert "rep_late" not in further["trainer"].model.yaml
+    further = train(ultralytics.YOLO(best), tiny_dataset, tmp_path, 0, epochs=2)
+    assert further["blocks"] == {0: blocks}
+    if not blocks:
+        again = train(ultralytics.YOLO(further["save"] / "last.pt"), tiny_dataset, tmp_path, resume=True)
+        assert again["blocks"] == {1: 0}
+        assert not {"rep_late", "gain_lr", "rep"} & again["trainer"].model.yaml.keys()
+
+
+def test_a_refused_run_leaves_no_request_behind(tiny_dataset: Path, tmp_path: Path, small: Path) -> None:
+    model = ultralytics.YOLO(small)
+    with pytest.raises(UsageError, match=r"^rep_from=0.5 of 1 epochs leaves no epoch"):
+        train(model, tiny_dataset, tmp_path, rep="repvgg", rep_from=0.5, epochs=1)
+    assert "rep_late" not in model.model.yaml
+
+
+def test_constants_of_an_earlier_request_are_not_those_of_another(small: Path) -> None:
+    given = {"rep_scales": {"file": "a.pt", "layers": {"model.1": [0.5] * 32}}, "gain_lr": 4}
+    model = ultralytics.YOLO(small).model
+    model.yaml = begun({**model.yaml, **given, "rep_late": {"block": "csla", "from": 0.5}})
+    for expanded in (_as_asked(model, read({"rep": "csla", "select": [1]})), expand(model, "csla", select=1)):
+        assert set(expanded.model[1].branch_1x1.scale.weight.tolist()) == {1}
+        assert not {"rep_late", "rep_scales", "gain_lr"} & expanded.yaml.keys()
+    assert _as_asked(model, read({"rep": "repvgg", "select": [1]})).yaml["rep"]["block"] == "repvgg"
+
+
+def test_a_stock_checkpoint_needs_no_plugin_of_a_request_that_was_not_met(small: Path) -> None:
+    yaml = {**json.loads(small.read_text()), "rep_late": {"block": "mine", "from": 0.5}}
+    with pytest.raises(BlockError, match="block 'mine' is unknown"):
+        plan(yaml, ULTRALYTICS)
+    assert plan(begun(yaml), ULTRALYTICS).policy is None
+    with pytest.raises(BlockError, match="block 'mine' is unknown"):
+        LateRequest.of(begun(yaml))
 
 
 @pytest.mark.parametrize("freeze", [2, [0, 1], None], ids=str)

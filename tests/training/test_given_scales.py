@@ -28,8 +28,8 @@ from yolorep.given_scales import GivenScales
 from yolorep.host import ULTRALYTICS, YOLOV5, Host
 from yolorep.hosts.learned_scales import learned, read_scales
 from yolorep.hosts.train_options import read, recorded_of
-from yolorep.late_request import begun, without_earlier
-from yolorep.model_yaml import plan
+from yolorep.late_request import begun
+from yolorep.model_yaml import plan, without_earlier
 from yolorep.stock_layers import rep_blocks
 
 LEARNED = "csla(scales=learned)"
@@ -137,7 +137,7 @@ def test_constants_of_an_earlier_request_go_with_it(tmp_path: Path) -> None:
 
 
 def test_constants_without_blocks_are_refused() -> None:
-    with pytest.raises(BlockError, match=r"^rep_scales is for the blocks of rep, which is not given; accepted: "):
+    with pytest.raises(BlockError, match=r"^rep_scales is for the blocks of rep or rep_late, and neither is given; "):
         plan({"backbone": [], "head": [], **of_file({"model.1": [0.5]})}, ULTRALYTICS)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -17,7 +18,8 @@ from yolorep.errors import UsageError
 from yolorep.host import unwrapped
 from yolorep.hosts.announcements import announce_training, late_line, logger_of
 from yolorep.hosts.late_expansion import carry_state_, expand_both_, restarted
-from yolorep.late_request import LATE, OPTION, LateRequest, begun, pending, without_earlier
+from yolorep.late_request import LATE, OPTION, LateRequest, begun, is_left, pending
+from yolorep.model_yaml import without_earlier
 from yolorep.paths import is_file
 from yolorep.stock_layers import rep_blocks
 
@@ -56,14 +58,18 @@ def check(trainer: Any) -> None:
             raise UsageError(f"{OPTION} does not go with {name}={value}; accepted: a run without {name}")
     request.first_epoch(trainer.epochs)
     for model in _models(trainer):
-        model.yaml = begun(model.yaml)
+        if pending(model.yaml) is not None:
+            model.yaml = begun(model.yaml)
 
 
 def forget_earlier_(trainer: Any) -> None:
     """Take the request of an earlier run out of the YAML of a model that is trained further, but is not resumed."""
-    for model in _models(trainer):
-        if not trainer.resume:
-            model.yaml = without_earlier(model.yaml)
+    models = [] if trainer.resume else _models(trainer)
+    if models and is_left(models[0].yaml):
+        again = f"give rep= and {OPTION}= to ask again"
+        logger_of(models[0]).info(f"yolorep: {LATE} in the model is of an earlier run and is not repeated; {again}")
+    for model in models:
+        model.yaml = without_earlier(model.yaml)
 
 
 def _models(trainer: Any) -> list[Any]:
@@ -107,7 +113,8 @@ def begin_epoch(trainer: Any) -> None:
             trainer.stopper.best_epoch = trainer.epoch  # `patience` counts from here
             _save(trainer)
             blocks = len(rep_blocks(trainer.model))
-            rate = trainer.optimizer.param_groups[0]["initial_lr"]  # that of the gains is a multiple of it
+            group = max(trainer.optimizer.param_groups, key=lambda group: len(group["params"]))
+            rate = group["initial_lr"]  # of gains, and of Muon's kernels, it is a multiple
             logger_of(trainer.model).info(late_line(trainer.epoch + 1, trainer.epochs, blocks, added, rate))
             announce_training(trainer.model)
 
@@ -117,6 +124,8 @@ def _expand_(trainer: Any, request: LateRequest) -> int:
     policy = request.policy
     start = policy.start or block_of(policy.block).trained_start
     images = list(_images(trainer)) if start == SPLIT else None
+    for model in _models(trainer):
+        model.yaml = {**model.yaml, LATE: request.to_yaml()}  # is met now
     added = expand_both_(trainer.model, trainer.ema.ema, policy, images)
     if hasattr(trainer.ema, "_pairs"):
         trainer.ema._pairs = None  # the tensors of both, which the host lists once
@@ -165,9 +174,9 @@ def _widen(file: Path, groups: int) -> None:
     """
     if not is_file(file):
         return
-    head, *rows = file.read_text(encoding="utf-8").splitlines()
+    head, *rows = file.read_text(encoding="utf-8").splitlines() or [""]
     new = [f"{RATE}{group}" for group in range(head.count(RATE), groups)]
-    if new:
+    if head and new:
         lines = [",".join([head, *new]), *(",".join([row, *["0"] * len(new)]) for row in rows)]
         with written_whole(file) as stream:
             stream.write("\n".join(lines) + "\n")
@@ -177,6 +186,9 @@ def _save(trainer: Any) -> None:
     """Write `last.pt` again, of the epoch before: the host recovers from NaN by it, into the model as it is now."""
     if not trainer.args.save:
         return
+    if trainer.fitness is None:  # a run that was resumed at this epoch
+        found = dict(torch.load(trainer.last, map_location="cpu", weights_only=False).get("train_metrics") or {})
+        trainer.fitness, trainer.metrics = found.pop("fitness", None), found
     epoch, period = trainer.epoch, trainer.save_period
     trainer.epoch, trainer.save_period = epoch - 1, -1
     try:

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from yolorep import plugins
-from yolorep.errors import UsageError
+from yolorep.errors import UsageError, YolorepError
 from yolorep.expansion import expand
 from yolorep.host import ULTRALYTICS
 from yolorep.hosts import train_options
@@ -21,6 +21,8 @@ from yolorep.hosts.announcements import announce_checkpoints, announce_training,
 from yolorep.hosts.hooks import Hooks
 from yolorep.hosts.shared_hooks import prepared, require
 from yolorep.hosts.ultralytics import late, run_record
+from yolorep.late_request import LATE
+from yolorep.model_yaml import without_earlier
 from yolorep.training.gain_rate import branch_gains
 from yolorep.training.penalty import penalized_blocks
 
@@ -75,6 +77,9 @@ def _train(original: Any, yolo: Any, trainer: Any = None, **kwargs: Any) -> Any:
     try:
         with run_record.recording(options.recorded()):
             return original(yolo, trainer, **kwargs)
+    except YolorepError:
+        yolo.model = before
+        raise
     finally:
         if yolo.model is asked:  # no training began, or the host trained one model for each of several data sets
             yolo.model = before
@@ -97,16 +102,17 @@ def _as_asked(model: nn.Module, options: train_options.TrainOptions) -> Any:
         UsageError, BlockError, HostError: the request cannot be met.
     """
     result: Any = copy(model)
-    expanded = result
-    if options.policy is not None and options.expands(result.yaml, ULTRALYTICS):
+    stock = without_earlier(result.yaml)
+    yaml, expanded = options.written(stock, ULTRALYTICS), result
+    if options.policy is not None and options.expands(stock, ULTRALYTICS):
         asked = options.policy
         late = options.rep_from is not None
         start = "silent" if late else asked.start  # images are there in training only
         scaled: Any = copy(model)
-        scaled.yaml = {**scaled.yaml, **options.constants()}
+        scaled.yaml = {key: value for key, value in yaml.items() if key not in ("rep", LATE)}
         expanded = expand(scaled, asked.block, identity=asked.identity, select=asked.select, start=start)
         result = result if late else expanded
-    result.yaml = options.written(result.yaml, ULTRALYTICS)
+    result.yaml = yaml
     if options.equivalent_l2:
         penalized_blocks(expanded)
     if options.gain_lr is not None:
