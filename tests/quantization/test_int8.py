@@ -57,3 +57,13 @@ def test_named_convolutions_stay_in_float_and_all_others_do_not(scheme: str, tar
         out = tmp_path / ("q.onnx" if target == "onnx" else "q.xml")
         write(source, out, SCHEMES[scheme], lambda: FEEDS, kept)
         assert read(out) == [name not in kept for name in names], kept
+
+
+@pytest.mark.parametrize(("scheme", "largest"), [("minmax", 127), ("minmax-reduced", 64)])
+def test_reduced_weights_have_7_bits(scheme: str, largest: int, tmp_path: Path) -> None:
+    source, out = exported(tmp_path), tmp_path / "q.onnx"
+    quantize_onnx(source, out, SCHEMES[scheme], lambda: FEEDS, [])
+    weights = [
+        onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(out).graph.initializer if len(tensor.dims) == 4
+    ]
+    assert [int(abs(weight.astype(int)).max()) for weight in weights] == [largest] * 3

@@ -150,6 +150,7 @@ def _onnxruntime(source: Path, out: Path, scheme: Scheme, feeds: Feeds, float_no
             Reader(),
             quant_format=QuantFormat.QDQ,
             per_channel=scheme.per_channel,
+            reduce_range=scheme.reduced,
             # Signed activations with a zero point run slowly in ONNX Runtime: symmetric alone uses them.
             activation_type=QuantType.QInt8 if scheme.symmetric else QuantType.QUInt8,
             weight_type=QuantType.QInt8,

@@ -19,6 +19,7 @@ class Scheme:
     symmetric: activations are quantized symmetrically around zero, else with a zero point.
     ranges: of activations: "minmax"; "percentile" ignores the largest and the smallest 0.01 % of the values; "mse" has
         a small squared error of rounding and clipping together, found by a search over candidates (`mse_range`).
+    reduced: weights of 7 bits. Processors without VNNI add two products of 8 by 8 bits in 16 bits, which can saturate.
     bias_correction: shift each bias by the mean error that quantization adds to its channel (arXiv 1906.04721).
     equalize: rescale the channels between two convolutions that only a ReLU separates (arXiv 1906.04721).
     """
@@ -28,6 +29,7 @@ class Scheme:
     per_channel: bool = True
     symmetric: bool = False
     ranges: Literal["minmax", "percentile", "mse"] = "minmax"
+    reduced: bool = False
     bias_correction: bool = False
     equalize: bool = False
 
@@ -39,6 +41,7 @@ SCHEMES = {
         Scheme("minmax-tensor", "onnxruntime", per_channel=False),
         Scheme("symmetric", "onnxruntime", symmetric=True),
         Scheme("symmetric-tensor", "onnxruntime", per_channel=False, symmetric=True),
+        Scheme("minmax-reduced", "onnxruntime", reduced=True),
         Scheme("percentile", "onnxruntime", ranges="percentile"),
         Scheme("percentile-tensor", "onnxruntime", per_channel=False, ranges="percentile"),
         Scheme("mse", "onnxruntime", ranges="mse"),
