@@ -116,7 +116,7 @@ def test_options_write_the_constants_and_record_the_file(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("block", ["csla", "repopt"])
-@pytest.mark.parametrize("host", [ULTRALYTICS, YOLOV5], ids=str)
+@pytest.mark.parametrize("host", [ULTRALYTICS, YOLOV5], ids=lambda host: host.name)
 def test_a_model_with_the_block_takes_no_other_constants(block: str, host: Host, tmp_path: Path) -> None:
     for name, value in (("a", 0.5), ("b", 0.25)):
         (tmp_path / f"{name}.yaml").write_text(f"model.1: [{value}]\n")
