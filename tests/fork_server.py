@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Mapping
 from importlib.machinery import ModuleSpec
 from importlib.util import spec_from_loader
 from pathlib import Path
@@ -46,17 +47,25 @@ START = """
 with __import__("tests.fork_server", fromlist=["serve"]).serve({!r}) as program:
     exec(globals().pop("program"))
 """
-LEFT = "PYTHONHASHSEED"  # a host's training sets it in the process of the tests, and no program inherits it from there
 Completed = subprocess.CompletedProcess[str]
 
 
 def with_package(environment: dict[str, str]) -> dict[str, str]:
-    """The environment in which the package under test is found, and in which torch starts no threads."""
-    path = os.pathsep.join(filter(None, (environment.get("PYTHONPATH"), str(ROOT), os.environ.get("PYTHONPATH"))))
-    inherited = {name: value for name, value in os.environ.items() if name != LEFT}
-    return {**inherited, "OMP_NUM_THREADS": "1", **environment, "PYTHONPATH": path}
+    """The environment in which the package under test is found, and in which torch starts no threads.
+
+    Of what libraries read early, a program gets what the tests were started with: the hosts set PYTHONHASHSEED and
+    others in the process of the tests.
+    """
+    path = os.pathsep.join(filter(None, (environment.get("PYTHONPATH"), str(ROOT), STARTED.get("PYTHONPATH"))))
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(EARLY)}
+    return {**inherited, **STARTED, "OMP_NUM_THREADS": "1", **environment, "PYTHONPATH": path}
 
 
+def _early(environment: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if name.startswith(EARLY)}
+
+
+STARTED = _early(os.environ)
 BASE = with_package({})
 
 
@@ -97,8 +106,7 @@ class ForkServer:
         if self._process is None:
             command = [sys.executable, "-c", START.format(self.preload)]
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-            environment = {**with_package({}), **_early(BASE)}
-            self._process = subprocess.Popen(command, env=environment, cwd=ROOT, **pipes)  # type: ignore[call-overload]
+            self._process = subprocess.Popen(command, env=with_package({}), cwd=ROOT, **pipes)  # type: ignore[call-overload]
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(request).encode() + b"\n")
         self._process.stdin.flush()
@@ -128,10 +136,6 @@ def execute(code: str, arguments: tuple[object, ...], env: dict[str, str], cwd: 
         command = [sys.executable, "-c", code, *words]
         return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder, timeout=timeout)
     return PROGRAMS.run(code, words, environment, folder, timeout)
-
-
-def _early(environment: dict[str, str]) -> dict[str, str]:
-    return {name: value for name, value in environment.items() if name.startswith(EARLY)}
 
 
 def serve(preload: tuple[str, ...]) -> Program:

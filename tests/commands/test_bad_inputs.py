@@ -28,9 +28,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def listing(folder: Path) -> Listing:
-    """Size and time of every file; without the hosts' caches of labels, which any look at a data set leaves."""
+    """Size and time of every file; without the hosts' caches of labels, which any look at a data set leaves.
+
+    Nor Python's own caches of the modules that are imported.
+    """
     found = {}
     for root, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if name != "__pycache__"]
         for name in (*folders, *(name for name in files if not name.endswith(".cache"))):
             told = os.lstat(os.path.join(root, name))
             found[os.path.join(root, name)] = (told.st_size, told.st_mtime_ns) if name in files else (0, 0)

@@ -79,15 +79,18 @@ def test_what_libraries_read_as_they_are_imported_is_no_forks_to_change(name: st
     assert execute(asks, (), {}, tmp_path, 100).stdout == "True\n"
 
 
-def test_a_training_in_the_process_of_the_tests_changes_no_program(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", ["PYTHONHASHSEED", "KMP_DUPLICATE_LIB_OK", "OMP_NUM_THREADS"])
+def test_what_the_hosts_set_in_the_process_of_the_tests_changes_no_program(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """ultralytics sets the variable when it trains; from then on every program had been started anew."""
-    monkeypatch.setenv("PYTHONHASHSEED", "0")
-    asks = "import os, sys; print('torch' in sys.modules, sys.flags.hash_randomization, os.getenv('PYTHONHASHSEED'))"
-    assert execute(asks, (), {}, tmp_path, 100).stdout == "True 1 None\n"
-    assert execute(asks, (), {}, tmp_path, 100, fresh=True).stdout == "False 1 None\n"
-    assert execute(asks, (), {"PYTHONHASHSEED": "0"}, tmp_path, 100).stdout == "False 0 0\n"
+    """ultralytics sets PYTHONHASHSEED when it trains; from then on every program had been started anew."""
+    asks = f"import os, sys; print('torch' in sys.modules, sys.flags.hash_randomization, os.getenv({name!r}))"
+    before = execute(asks, (), {}, tmp_path, 100).stdout
+    assert before.startswith("True 1 ")
+    monkeypatch.setenv(name, "7")
+    assert execute(asks, (), {}, tmp_path, 100).stdout == before
+    assert execute(asks, (), {}, tmp_path, 100, fresh=True).stdout == before.replace("True", "False")
+    assert execute(asks, (), {name: "7"}, tmp_path, 100).stdout.endswith(" 7\n")
 
 
 def test_the_server_has_one_thread_when_it_forks(tmp_path: Path) -> None:
