@@ -13,6 +13,7 @@ from typing import Any
 from yolorep.bench.measure import best_device
 from yolorep.bench.record import Content, as_json, check_folder, describe, replace_together
 from yolorep.errors import UsageError, YolorepError
+from yolorep.telemetry import send_no_telemetry
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -94,6 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not given or given[0] in ("-h", "--help"):
         print(overview())
         sys.exit(0 if given else 2)
+    send_no_telemetry()  # some call OpenVINO and NNCF by hand
     try:
         run(given[0], given[1:])
     except YolorepError as error:

@@ -22,12 +22,13 @@ from yolorep.blocks.registry import block_of, check_options
 from yolorep.blocks.site import Site
 from yolorep.blocks.starts import SPLIT, start_
 from yolorep.classifier_head import pool_and_classify_
+from yolorep.console import say_once
 from yolorep.errors import BlockError, HostError
 from yolorep.folding import sum_of, to_conv
 from yolorep.given_scales import GivenScales, declared
 from yolorep.host import unwrapped
 from yolorep.model_copy import copied
-from yolorep.model_yaml import FC, ROW_KINDS, Plan, without_earlier
+from yolorep.model_yaml import FC, ROW_KINDS, Plan, earlier_line, without_earlier
 from yolorep.placement import Layout, Select, chosen
 from yolorep.policy import Policy, entries
 from yolorep.sharing import share_
@@ -99,6 +100,9 @@ def expand(
     _warn_of_edits(core)
     layers = chosen(named, select, block, identity, Layout.of(core, yaml))
     policy = Policy(block, identity, start=start)
+    told = earlier_line(yaml) if isinstance(yaml, dict) else None
+    if told is not None:
+        say_once(told)
     yaml = without_earlier(yaml) if isinstance(yaml, dict) else None
     given = GivenScales.of(yaml) if yaml is not None else None
     grow_(layers, policy, trained=True, scales=given)

@@ -95,8 +95,8 @@ def begun(d: Mapping[str, Any]) -> dict[str, Any]:
     return {**d, LATE: {**d[LATE], BEGUN: True}}
 
 
-def is_left(d: Mapping[str, Any]) -> bool:
-    """Return whether a model dictionary has a request that its run has begun and not met yet."""
+def is_begun(d: Mapping[str, Any]) -> bool:
+    """Return whether a model dictionary has a request that a run has begun, and has not met yet."""
     given = d.get(LATE)
     return d.get("rep") is None and isinstance(given, dict) and bool(given.get(BEGUN))
 

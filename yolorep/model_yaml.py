@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from yolorep.errors import BlockError
 from yolorep.given_scales import SCALES, GivenScales
 from yolorep.host import Host, own_classes
-from yolorep.late_request import LATE, LateRequest, is_left
+from yolorep.late_request import LATE, LateRequest, is_begun
 from yolorep.policy import OF_BOTTLENECK, OF_CONV, STOCK_SIZES, Policy
 from yolorep.row_schema import (
     BottleneckArguments,
@@ -31,6 +31,7 @@ from yolorep.row_schema import (
 FC = "FC"  # a classifier's head, and one of the names from which ultralytics derives the task
 EQUIVALENT_L2 = "equivalent_l2"  # top-level key: decay the equivalent kernels of the RepVGG blocks
 GAIN_LR = "gain_lr"  # top-level key: multiply the learning rate of the branches' gains
+OF_LATE = (LATE, SCALES, EQUIVALENT_L2, GAIN_LR)  # what a request to expand in the middle of a run may consist of
 OURS = "yolorep."  # before a row's name: yolorep's block, also where the host has a class of that name
 Args = list[Any]
 
@@ -118,7 +119,7 @@ def plan(model_yaml: dict[str, Any], host: Host, *, checked: bool = True, taken:
     result = Plan(stock)
     flag(stock.pop(EQUIVALENT_L2, False))  # concerns training alone, as the next
     factor(stock.pop(GAIN_LR, 1))
-    LateRequest.of(stock, checked=checked and not is_left(stock))  # checked where the run is resumed
+    LateRequest.of(stock, checked=checked and not is_begun(stock))  # checked where the run is resumed
     stock.pop(LATE, None)
     result.scales = GivenScales.of(stock)
     stock.pop(SCALES, None)
@@ -147,8 +148,22 @@ def without_earlier(model_yaml: Mapping[str, Any]) -> dict[str, Any]:
         {'nc': 3}
     """
     met = (LATE,) if model_yaml.get("rep") is not None else ()
-    dropped = (LATE, SCALES, EQUIVALENT_L2, GAIN_LR) if is_left(model_yaml) else met
+    dropped = OF_LATE if is_begun(model_yaml) else met
     return {key: value for key, value in model_yaml.items() if key not in dropped}
+
+
+def earlier_line(model_yaml: Mapping[str, Any]) -> str | None:
+    """Return what to say of the request that `without_earlier` drops before it was met; None if there is none.
+
+    Example:
+        >>> earlier_line({"gain_lr": 4, "rep_late": {"block": "acb", "from": 0.66, "begun": True}})
+        'the model has a request of an earlier run, which is dropped: rep_late, gain_lr; give rep= and rep_from= to repeat it'
+    """
+    dropped = ", ".join(key for key in OF_LATE if key in model_yaml)
+    told = (
+        f"the model has a request of an earlier run, which is dropped: {dropped}; give rep= and rep_from= to repeat it"
+    )
+    return told if is_begun(model_yaml) else None
 
 
 def taken_names(model_yaml: dict[str, Any], host: Host) -> list[str]:

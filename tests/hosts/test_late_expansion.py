@@ -262,6 +262,22 @@ def test_a_stock_checkpoint_needs_no_plugin_of_a_request_that_was_not_met(small:
         LateRequest.of(begun(yaml))
 
 
+@pytest.mark.parametrize("asked", [{"rep": "acb"}, {"rep": "repvgg"}, {"rep": "repvgg", "rep_from": 0.5}], ids=str)
+def test_a_request_in_a_yaml_is_not_replaced_by_another(asked: dict[str, Any]) -> None:
+    yaml = {"backbone": [], "head": [], **read({"rep": "repvgg", "rep_from": 0.66}).written({}, ULTRALYTICS)}
+    assert read({"rep": "repvgg", "rep_from": 0.66}).written(yaml, ULTRALYTICS) == yaml
+    with pytest.raises(UsageError, match=r"^the model has rep blocks already \(rep_late: .*'from': 0.66"):
+        read(asked).written(yaml, ULTRALYTICS)
+
+
+def test_what_is_dropped_of_an_earlier_request_is_said(small: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    model = ultralytics.YOLO(small).model
+    model.yaml = begun({**model.yaml, "gain_lr": 7, "rep_late": {"block": "csla", "from": 0.5}})
+    expand(model)
+    told = "yolorep: the model has a request of an earlier run, which is dropped: rep_late, gain_lr; give rep= and rep_from="
+    assert told in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("freeze", [2, [0, 1], None], ids=str)
 def test_layers_are_frozen_in_versions_that_keep_their_names_to_themselves(freeze: Any) -> None:
     trainer = SimpleNamespace(args=SimpleNamespace(freeze=freeze))

@@ -27,7 +27,7 @@ from yolorep.given_scales import CONSTANT, SCALES, GivenScales
 from yolorep.given_scales import OPTION as OF_SCALES
 from yolorep.host import Host
 from yolorep.hosts.learned_scales import read_scales
-from yolorep.late_request import LATE, LateRequest
+from yolorep.late_request import LATE, LateRequest, pending
 from yolorep.late_request import OPTION as REP_FROM
 from yolorep.policy import OF_MODEL, Policy
 
@@ -71,10 +71,8 @@ class TrainOptions:
         Raises:
             UsageError: it requests other rep blocks already, or the same with other constants.
         """
-        result = dict(d)
+        result = model_yaml.without_earlier(d)
         if self.policy is not None and self.expands(result, host):
-            for of_earlier_run in (LATE, SCALES):
-                result.pop(of_earlier_run, None)
             if self.rep_from is None:
                 result["rep"] = self.policy.to_yaml()
             else:
@@ -91,10 +89,11 @@ class TrainOptions:
         Raises:
             UsageError: it requests other blocks, or the same with other constants.
         """
-        known = model_yaml.plan(d, host, checked=False)
+        known, late = model_yaml.plan(d, host, checked=False), pending(d)
         if self.policy is None:
             return False
-        if known.policy == self.policy and self.rep_from is None:
+        requested = (known.policy, None) if late is None else (late.policy, late.fraction)
+        if requested == (self.policy, self.rep_from):
             if self.scales is not None and (known.scales is None or known.scales.layers != self.scales.layers):
                 has = "its block's constants" if known.scales is None else f"those of {known.scales.file}"
                 raise UsageError(
@@ -105,9 +104,10 @@ class TrainOptions:
         named = sorted(
             {name for name, options in known.rows.values() if name != model_yaml.FC and options.block != "plain"}
         )
-        if known.policy is None and not named:
+        if requested == (None, None) and not named:
             return True
-        has = f"rep: {d['rep']}" if known.policy else f"{', '.join(named)} rows"
+        key = "rep" if late is None else LATE
+        has = f"{', '.join(named)} rows" if requested == (None, None) else f"{key}: {d[key]}"
         raise UsageError(
             f"the model has rep blocks already ({has}), so rep={self.policy.block} cannot be added; "
             "leave rep out to train it as it is, or start from the stock model (yolorep deploy IN OUT)"

@@ -18,8 +18,8 @@ from yolorep.errors import UsageError
 from yolorep.host import unwrapped
 from yolorep.hosts.announcements import announce_training, late_line, logger_of
 from yolorep.hosts.late_expansion import carry_state_, expand_both_, restarted
-from yolorep.late_request import LATE, OPTION, LateRequest, begun, is_left, pending
-from yolorep.model_yaml import without_earlier
+from yolorep.late_request import LATE, OPTION, LateRequest, begun, pending
+from yolorep.model_yaml import earlier_line, without_earlier
 from yolorep.paths import is_file
 from yolorep.stock_layers import rep_blocks
 
@@ -57,22 +57,22 @@ def check(trainer: Any) -> None:
         if value not in accepted:
             raise UsageError(f"{OPTION} does not go with {name}={value}; accepted: a run without {name}")
     request.first_epoch(trainer.epochs)
-    for model in _models(trainer):
+    for model in _requesting(trainer):
         if pending(model.yaml) is not None:
             model.yaml = begun(model.yaml)
 
 
 def forget_earlier_(trainer: Any) -> None:
     """Take the request of an earlier run out of the YAML of a model that is trained further, but is not resumed."""
-    models = [] if trainer.resume else _models(trainer)
-    if models and is_left(models[0].yaml):
-        again = f"give rep= and {OPTION}= to ask again"
-        logger_of(models[0]).info(f"yolorep: {LATE} in the model is of an earlier run and is not repeated; {again}")
+    models = [] if trainer.resume else _requesting(trainer)
+    told = earlier_line(models[0].yaml) if models else None
+    if told is not None:
+        logger_of(models[0]).info(f"yolorep: {told}")
     for model in models:
         model.yaml = without_earlier(model.yaml)
 
 
-def _models(trainer: Any) -> list[Any]:
+def _requesting(trainer: Any) -> list[Any]:
     """Return the model that is trained and its average, as far as they are built, and have a request."""
     model, average = getattr(trainer, "model", None), getattr(getattr(trainer, "ema", None), "ema", None)
     built: list[Any] = [unwrapped(one) for one in (model, average) if isinstance(one, nn.Module)]
@@ -124,7 +124,7 @@ def _expand_(trainer: Any, request: LateRequest) -> int:
     policy = request.policy
     start = policy.start or block_of(policy.block).trained_start
     images = list(_images(trainer)) if start == SPLIT else None
-    for model in _models(trainer):
+    for model in _requesting(trainer):
         model.yaml = {**model.yaml, LATE: request.to_yaml()}  # is met now
     added = expand_both_(trainer.model, trainer.ema.ema, policy, images)
     if hasattr(trainer.ema, "_pairs"):
@@ -186,7 +186,7 @@ def _save(trainer: Any) -> None:
     """Write `last.pt` again, of the epoch before: the host recovers from NaN by it, into the model as it is now."""
     if not trainer.args.save:
         return
-    if trainer.fitness is None:  # a run that was resumed at this epoch
+    if trainer.fitness is None and is_file(trainer.last):  # a run that was resumed at this epoch
         found = dict(torch.load(trainer.last, map_location="cpu", weights_only=False).get("train_metrics") or {})
         trainer.fitness, trainer.metrics = found.pop("fitness", None), found
     epoch, period = trainer.epoch, trainer.save_period

@@ -22,7 +22,7 @@ from yolorep.hosts.hooks import Hooks
 from yolorep.hosts.shared_hooks import prepared, require
 from yolorep.hosts.ultralytics import late, run_record
 from yolorep.late_request import LATE
-from yolorep.model_yaml import without_earlier
+from yolorep.model_yaml import earlier_line, without_earlier
 from yolorep.training.gain_rate import branch_gains
 from yolorep.training.penalty import penalized_blocks
 
@@ -102,6 +102,9 @@ def _as_asked(model: nn.Module, options: train_options.TrainOptions) -> Any:
         UsageError, BlockError, HostError: the request cannot be met.
     """
     result: Any = copy(model)
+    told = earlier_line(result.yaml)
+    if told is not None:
+        logger_of(model).info(f"yolorep: {told}")
     stock = without_earlier(result.yaml)
     yaml, expanded = options.written(stock, ULTRALYTICS), result
     if options.policy is not None and options.expands(stock, ULTRALYTICS):
