@@ -157,12 +157,10 @@ def earlier_line(model_yaml: Mapping[str, Any]) -> str | None:
 
     Example:
         >>> earlier_line({"gain_lr": 4, "rep_late": {"block": "acb", "from": 0.66, "begun": True}})
-        'the model has a request of an earlier run, which is dropped: rep_late, gain_lr; give rep= and rep_from= to repeat it'
+        'a request of an earlier run is dropped: rep_late, gain_lr; to repeat it, give rep= and rep_from='
     """
     dropped = ", ".join(key for key in OF_LATE if key in model_yaml)
-    told = (
-        f"the model has a request of an earlier run, which is dropped: {dropped}; give rep= and rep_from= to repeat it"
-    )
+    told = f"a request of an earlier run is dropped: {dropped}; to repeat it, give rep= and rep_from="
     return told if is_begun(model_yaml) else None
 
 

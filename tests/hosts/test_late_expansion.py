@@ -274,7 +274,7 @@ def test_what_is_dropped_of_an_earlier_request_is_said(small: Path, capfd: pytes
     model = ultralytics.YOLO(small).model
     model.yaml = begun({**model.yaml, "gain_lr": 7, "rep_late": {"block": "csla", "from": 0.5}})
     expand(model)
-    told = "yolorep: the model has a request of an earlier run, which is dropped: rep_late, gain_lr; give rep= and rep_from="
+    told = "yolorep: a request of an earlier run is dropped: rep_late, gain_lr; to repeat it"
     assert told in capfd.readouterr().err
 
 
