@@ -172,7 +172,7 @@ def taken_names(model_yaml: dict[str, Any], host: Host) -> list[str]:
 
 
 def _kind(row: Any, taken: frozenset[str]) -> str | None:
-    """Return the kind of a rep row; None for a row of the host. taken: names that are classes of the host's."""
+    """Return the kind of a rep row; None for a row of the host. taken: names that are classes of the host."""
     name = row[2] if isinstance(row, list) and len(row) > 2 else None
     if not isinstance(name, str) or name in taken:
         return None

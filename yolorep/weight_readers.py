@@ -105,9 +105,9 @@ def _can_run(model: nn.Module) -> bool:
 
 @contextmanager
 def _attributes_kept(model: nn.Module) -> Iterator[None]:
-    """Take all forward hooks away, and restore all attributes afterwards: a head keeps the grid of the last image.
+    """Remove all forward hooks for the duration of the block, and restore all attributes of all modules after it.
 
-    YOLOv5's head keeps it in lists, which it changes in place.
+    A head stores the grid of the last image in attributes; that of YOLOv5 in lists, which it changes in place.
     """
     kept = [(module, dict(vars(module))) for module in model.modules()]
     lists = [(value, list(value)) for _, attributes in kept for value in attributes.values() if type(value) is list]

@@ -170,7 +170,7 @@ OWN = ("torch.", "ultralytics.", "yolorep.")  # packages whose classes are known
 
 
 def _telling(kind: type) -> str:
-    """Return the name of a method that tells of branches; empty if the class has none."""
+    """Return the name of a method that suggests that the class has branches; empty if there is none."""
     return next((name for name in sorted(dir(kind)) if TELLING.search(name) and callable(getattr(kind, name))), "")
 
 

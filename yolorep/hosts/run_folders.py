@@ -40,7 +40,7 @@ def cleared_when_refused() -> Iterator[None]:
 
 
 def clear() -> None:
-    """Remove the folders that were noted, but none that holds more than stubs."""
+    """Remove the noted folders, except those that hold more than stubs: files of a run that has not trained yet."""
     for folder in reversed(_new):
         with suppress(OSError):
             if folder.is_dir() and not folder.is_symlink() and all(_is_stub(path) for path in folder.rglob("*")):
